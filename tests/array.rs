@@ -246,7 +246,7 @@ async fn write_half_and_hang(array: Array<u64>) -> mp::Result<()> {
     std::future::pending().await
 }
 
-/// `array`, Death: who locks next is told, and has the guard; after that all is as before.
+/// `array`, Death: the next holder gets `OwnerDied` with the guard; after that all is as before.
 #[tokio::test]
 async fn death_with_a_guard_is_reported_to_the_next_holder() {
     let array = Array::<u64>::zeroed(10).unwrap();

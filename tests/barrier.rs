@@ -386,7 +386,7 @@ async fn random_kills_and_resets_leave_the_barrier_usable() {
     }
 }
 
-/// Stopped is not dead: who has come has come, and others' timeouts fire.
+/// Stopped is not dead: its arrival counts, and others' timeouts fire.
 #[tokio::test]
 async fn stopped_party_counts_and_delays_others_up_to_their_timeouts() {
     let barrier = Barrier::new(2).unwrap();

@@ -62,7 +62,7 @@ async fn each_is_answered_once(pool: &Pool, count: u64, meddle: impl Future<Outp
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_host_had_is_run_by_another_a_lease_later() {
+async fn items_of_a_killed_host_run_on_another_a_lease_later() {
     let server = server!();
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
@@ -139,7 +139,7 @@ async fn an_item_that_outlasts_its_lease_runs_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_was_frozen_beyond_its_lease_stops_what_it_runs_and_serves_again() {
+async fn host_frozen_beyond_its_lease_stops_its_items_and_serves_again() {
     let server = server!();
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
@@ -198,7 +198,7 @@ async fn the_first_answer_after_a_restart_comes_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_in_a_stream_that_is_purged_or_deleted_or_comes_back_empty_is_asked_again() {
+async fn items_of_a_purged_deleted_or_emptied_stream_are_published_again() {
     let mut server = server!();
     let pool = cluster::pool(&server);
     let local = Pool::new(2).unwrap();
@@ -298,7 +298,7 @@ async fn submit(address: String, file: PathBuf, waiting: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_submitter_asked_is_stopped_and_removed_and_hosts_go_on() {
+async fn items_of_a_killed_submitter_are_stopped_and_removed_and_hosts_go_on() {
     let server = server!();
     let file = server.dir().join("notes");
     let host = Host::start(&server, 1);
@@ -316,7 +316,7 @@ async fn what_a_killed_submitter_asked_is_stopped_and_removed_and_hosts_go_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_submitter_left_behind_others_is_removed_though_hosts_are_busy() {
+async fn items_of_a_killed_submitter_behind_others_are_removed_though_hosts_are_busy() {
     let server = server!();
     let file = server.dir().join("notes");
     let _host = Host::start(&server, 1);

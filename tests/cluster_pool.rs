@@ -77,7 +77,7 @@ async fn calls_run_at_a_host_and_leave_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_befalls_an_item_is_its_own_and_names_the_host() {
+async fn failure_of_an_item_fails_no_other_and_names_the_host() {
     let server = server!();
     let pool = cluster::pool(&server);
     let host = Host::start(&server, 2);
@@ -120,7 +120,7 @@ async fn events_are_refused_and_a_task_that_sends_some_is_unharmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn totals_tell_apart_how_items_failed() {
+async fn totals_count_each_kind_of_failure() {
     let server = server!();
     let pool = cluster::pool(&server);
     let _host = Host::start(&server, 2);
@@ -179,7 +179,7 @@ async fn a_call_that_is_dropped_is_stopped_at_its_host_and_one_that_waits_is_rem
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pool_that_ends_takes_what_it_asked_with_it() {
+async fn pool_that_ends_removes_its_items() {
     let server = server!();
     let _host = Host::start(&server, 1);
     let pool = cluster::pool(&server);
@@ -267,7 +267,7 @@ async fn a_host_that_joins_gets_its_share_and_one_that_drains_is_not_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_runs_longer_than_the_grace_of_a_drain_is_killed_and_runs_elsewhere() {
+async fn item_that_overruns_the_grace_of_a_drain_is_killed_and_runs_elsewhere() {
     let server = server!();
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
@@ -425,7 +425,7 @@ async fn several_submitters_share_the_hosts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_cluster_pool_does_not_have_says_where_it_is() {
+async fn unsupported_operation_of_a_cluster_pool_names_the_place_to_do_it() {
     let pool = Pool::builder().cluster("nats://127.0.0.1:1/pool").build().unwrap();
     let errors = [pool.resize(3).await.unwrap_err(), pool.checkout().await.map(drop).unwrap_err()];
     for error in errors {
@@ -475,7 +475,7 @@ fn takes<T>(_: T) {}
 
 /// Everything that belongs to this host is refused as an argument, by name, and other items go on.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_belongs_to_one_host_cannot_be_an_argument_and_the_error_names_its_kind() {
+async fn handle_of_one_host_is_refused_as_argument_and_its_kind_is_named() {
     let server = server!();
     let pool = cluster::pool(&server);
     let manager = within(mp::Manager::start()).await.unwrap();
@@ -524,7 +524,7 @@ fn makes_queue(n: u64) -> Option<mp::Queue<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_belongs_to_one_host_cannot_be_a_result_either() {
+async fn handle_of_one_host_is_refused_as_result() {
     let server = server!();
     let pool = cluster::pool(&server);
     let _host = Host::start(&server, 1);

@@ -1,4 +1,4 @@
-//! What strangers send to a pool's subjects, servers that refuse, and users who may not.
+//! Messages of strangers to a pool's subjects, servers that refuse, and users without permission.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use multiprocess::cluster::{Address, Storage};
@@ -109,7 +109,7 @@ async fn is_refused(address: Address, words: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_or_token_is_an_error_that_says_so() {
+async fn wrong_password_or_token_is_named_by_the_error() {
     let server = server!(&config("{user: me, password: right}"));
     is_refused(server.address().user("me", "wrong"), &["authorization violation", "password"]).await;
     is_refused(server.address(), &["authorization violation"]).await;
@@ -120,13 +120,13 @@ async fn a_wrong_password_or_token_is_an_error_that_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_may_not_make_the_stream_is_told_so() {
+async fn user_without_permission_to_make_the_stream_gets_an_error_that_names_it() {
     let server = server!(&config("{user: me, password: x, permissions: {publish: \"other.>\", subscribe: \">\"}}"));
     is_refused(server.address().user("me", "x"), &["permissions violation"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_jetstream_is_an_error_that_says_how_to_start_it() {
+async fn server_without_jetstream_is_an_error_with_the_option_to_start_it() {
     let server = server!("# jetstream is not enabled\n");
     is_refused(server.address(), &["jetstream", "-js"]).await;
 }
@@ -205,7 +205,7 @@ fn certificates(dir: &std::path::Path) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_that_are_not_trusted_and_plain_servers_are_errors_that_say_so() {
+async fn untrusted_certificates_and_plain_servers_are_named_by_the_error() {
     let dir = std::env::temp_dir().join(format!("mp-nats-tls-{}", common::alone::unique()));
     std::fs::create_dir_all(&dir).unwrap();
     if !certificates(&dir) {
@@ -240,7 +240,7 @@ fn roles() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_role_of_the_example_may_do_what_it_has_to_and_not_what_others_do() {
+async fn each_role_of_the_example_has_its_own_permissions_and_no_others() {
     let server = server!(&roles());
     let (admin, submit, serve) = (
         server.address().user("admin", "a"),

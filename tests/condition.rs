@@ -1,4 +1,4 @@
-//! `Condition`: who is woken, in which order, how often, and what dropping and dying leave behind.
+//! `Condition`: which waiters are woken, in which order, how often, and after drops and deaths.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn is_send<T: Send>(value: T) -> T {
     value
 }
 
-/// Waits once and says who it is, before and after.
+/// Waits once and sends its number, before and after.
 async fn sleeper(condition: Condition, sleeping: Queue<u32>, woken: Queue<u32>, who: u32) {
     let guard = condition.lock().await.unwrap();
     sleeping.put(who).await.unwrap();

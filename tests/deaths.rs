@@ -1,4 +1,4 @@
-//! Processes killed or stopped at random moments: whoever lives on loses nothing and waits for nobody.
+//! Processes killed or stopped at random moments: the survivors lose nothing and wait for no dead process.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod common;
@@ -158,7 +158,7 @@ fn consume(queue: Queue<Message>, took: Queue<(u32, u64)>, me: u32) {
 }
 
 #[tokio::test]
-async fn queue_30_consumers_killed_at_any_moment_lose_at_most_what_they_took() {
+async fn queue_30_consumers_killed_at_any_moment_lose_only_items_they_took() {
     let whole = async |bounded: bool| {
         let queue = if bounded { Queue::bounded(16).unwrap() } else { Queue::unbounded().unwrap() };
         let took = Queue::unbounded().unwrap();
@@ -362,7 +362,7 @@ fn signal(pid: u32, signal: rustix::process::Signal) {
 }
 
 #[tokio::test]
-async fn stopped_processes_delay_nobody_who_does_not_need_them() {
+async fn stopped_processes_delay_no_process_that_does_not_need_them() {
     let stop = Queue::unbounded().unwrap();
     for round in 0..20 {
         let (full, other) = (Queue::bounded(16).unwrap(), Queue::unbounded().unwrap());

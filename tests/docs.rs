@@ -153,7 +153,7 @@ fn source() -> String {
 }
 
 #[test]
-fn what_the_page_of_troubles_quotes_is_what_the_crate_says() {
+fn messages_quoted_by_the_troubleshooting_page_are_in_the_source() {
     let (page, source) = (read("docs/guide/troubleshooting.md"), source());
     let quotes: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("> ")).collect();
     let said = |quote: &&str| quote.split("..").map(str::trim).all(|part| source.contains(part));

@@ -22,7 +22,7 @@ async fn later(text: String) -> mp::Result<String> {
 }
 
 #[tokio::test]
-async fn functions_of_every_kind() -> mp::Result<()> {
+async fn functions_of_every_kind_return_their_results() -> mp::Result<()> {
     assert_eq!(Process::spawn(Shape::area, (2.0, 3.0))?.await?, 6.0);
     assert_eq!(Process::spawn(largest::<u8>, (vec![1, 3, 2],))?.await?, Some(3));
     assert_eq!(Process::spawn(largest::<char>, (vec!['a', 'c'],))?.await?, Some('c'));

@@ -1,4 +1,4 @@
-//! Events: set, clear, and all who wait.
+//! Events: set, clear, and all waiters.
 
 mod common;
 
@@ -165,7 +165,7 @@ async fn handle_travels() {
     assert!(!event.is_set());
 }
 
-/// Stopped is not dead: who sets it does not wait for it, the others go on, and it learns of it when it goes on.
+/// Stopped is not dead: the setter does not wait for it, the others go on, and it learns of it when it goes on.
 #[tokio::test]
 async fn stopped_waiter_delays_no_other_and_misses_nothing() {
     let event = Event::new().unwrap();

@@ -80,7 +80,7 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
 const OTHERS: &[&str] = &["crawler", "log_aggregator", "log_listener", "primes", "sweep", "task_queue", "thumbnails"];
 
 #[test]
-fn every_example_prints_what_it_promises() {
+fn every_example_prints_its_promised_output() {
     for (name, arguments, prints) in EXPECTED {
         let output = programs::finish(programs::start(&programs::example(name), *arguments), Duration::from_secs(30));
         let stdout = String::from_utf8(output.stdout).unwrap();
@@ -157,7 +157,7 @@ fn kill_one(program: &Child, name: &str) -> bool {
 }
 
 #[test]
-fn the_task_queue_does_what_its_original_does_and_without_a_worker_too() {
+fn task_queue_behaves_as_its_original_and_without_a_worker_too() {
     let program = programs::start(&programs::example("task_queue"), [""; 0]);
     let output = programs::finish(program, Duration::from_secs(30));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -43,7 +43,7 @@ async fn queue_12_join_returns_after_all_and_sentinels_stop_the_workers() {
 }
 
 #[tokio::test]
-async fn queue_20_a_closed_joinable_queue_says_closed() {
+async fn queue_20_closed_joinable_queue_fails_with_closed() {
     let queue = JoinableQueue::<u8>::unbounded().unwrap();
     queue.close();
     assert_eq!(queue.put(1).await.unwrap_err().kind(), ErrorKind::Closed);
@@ -70,7 +70,7 @@ async fn queue_26_more_done_than_taken_is_an_error() {
 }
 
 #[tokio::test]
-async fn queue_27_join_waits_for_what_is_unfinished() {
+async fn queue_27_join_waits_for_unfinished_items() {
     let queue = JoinableQueue::unbounded().unwrap();
     within(queue.join()).await.unwrap();
     queue.put(1).await.unwrap();
@@ -108,7 +108,7 @@ async fn several_join_at_once_in_several_processes() {
 }
 
 #[tokio::test]
-async fn what_a_killed_worker_had_taken_counts_as_done() {
+async fn items_of_a_killed_worker_count_as_done() {
     let queue = JoinableQueue::unbounded().unwrap();
     let taken = Queue::unbounded().unwrap();
     for round in 0..20 {
@@ -140,7 +140,7 @@ async fn what_a_killed_worker_had_taken_counts_as_done() {
 }
 
 #[tokio::test]
-async fn what_a_worker_that_returned_had_taken_counts_as_done() {
+async fn items_of_a_worker_that_returned_count_as_done() {
     let queue = JoinableQueue::unbounded().unwrap();
     queue.put(1).await.unwrap();
     in_child(|queue: JoinableQueue<u32>| queue.blocking_get().unwrap(), (queue.clone(),)).await;

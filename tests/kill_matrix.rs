@@ -97,10 +97,10 @@ async fn drain(queue: &Queue<Item>) -> Vec<u32> {
     }
 }
 
-/// `family`: killed while claiming a slot, of which the supervisor does not know yet. Others wait and are woken all the same,
+/// `family`: killed while claiming a slot, of which the fork server does not know yet. Others wait and are woken all the same,
 /// also one in that slot.
 #[tokio::test]
-async fn killed_while_claiming_a_slot() {
+async fn killed_claimant_of_a_slot_leaves_no_waiter_asleep() {
     let _alone = alone().await;
     for point in ["claim.entered", "claim.named"] {
         let queue = Queue::unbounded().unwrap();
@@ -117,7 +117,7 @@ async fn killed_while_claiming_a_slot() {
 
 /// `ring`, `segment` and `robust_lock`: killed while putting. The record is there if it was published, and nothing else changed.
 #[tokio::test]
-async fn killed_while_putting() {
+async fn killed_putter_leaves_the_item_whole_or_absent() {
     let _alone = alone().await;
     for (point, size, files, is_there) in [
         ("put.taken", 10, 0, false),
@@ -142,9 +142,9 @@ async fn killed_while_putting() {
     }
 }
 
-/// `ring`: what a putter had made and not linked is given back by who takes its lock over.
+/// `ring`: an extent that a putter had made and not linked is given back by the process that takes its lock over.
 #[tokio::test]
-async fn killed_while_growing_the_memory_is_given_back() {
+async fn killed_putter_that_grows_the_ring_leaks_no_memory() {
     let _alone = alone().await;
     // In a process of its own: other tests have rings too.
     let alone = async |point: String, size: usize| {
@@ -165,7 +165,7 @@ async fn killed_while_growing_the_memory_is_given_back() {
 
 /// `ring`: a putter died between link and `PUT_SEGMENT`; the taker leaves the old segment before the next putter comes.
 #[tokio::test]
-async fn killed_after_the_link_and_the_old_segment_is_left() {
+async fn putter_killed_after_the_link_loses_no_item_when_the_segment_is_left() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     queue.put(Item::new(1, 100_000, 0)).await.unwrap();
@@ -180,7 +180,7 @@ async fn killed_after_the_link_and_the_old_segment_is_left() {
 
 /// `ring` and `segment`: killed while getting. The record is still there until its head is stored.
 #[tokio::test]
-async fn killed_while_getting() {
+async fn killed_getter_leaves_the_item_until_its_head_is_stored() {
     let _alone = alone().await;
     for (point, is_there) in [("get.taken", true), ("get.read", true), ("get.consumed", false), ("get.released", false)]
     {
@@ -194,9 +194,9 @@ async fn killed_while_getting() {
     }
 }
 
-/// `channel_core`: the descriptors died with who took them; the item is an error, once, and the next one is whole.
+/// `channel_core`: the descriptors died with the process that took them; the item is an error, once, and the next one is whole.
 #[tokio::test]
-async fn killed_after_taking_the_descriptors() {
+async fn killed_getter_of_descriptors_makes_one_error_and_the_next_item_is_whole() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     for number in 1..=2 {
@@ -211,7 +211,7 @@ async fn killed_after_taking_the_descriptors() {
 
 /// `ring`: killed between leaving a drained segment and giving it back.
 #[tokio::test]
-async fn killed_while_leaving_a_segment() {
+async fn process_killed_while_it_leaves_a_segment_loses_no_memory() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     for number in 1..=20 {
@@ -226,7 +226,7 @@ async fn killed_while_leaving_a_segment() {
 
 /// `ring`: killed while a large drained segment is replaced by the base: by `reclaim` after a time, or at once.
 #[tokio::test]
-async fn killed_while_giving_a_large_segment_back() {
+async fn process_killed_while_it_gives_a_large_segment_back_loses_no_item() {
     let _alone = alone().await;
     let get_and_stay = async |queue: Queue<Item>| {
         // The next one never comes, so the handle stays.
@@ -244,9 +244,9 @@ async fn killed_while_giving_a_large_segment_back() {
     }
 }
 
-/// `channel_core`: what a dead consumer had taken and not finished counts as done, and what it had not taken is still to do.
+/// `channel_core`: items that a dead consumer had taken and not finished count as done; the others are still to do.
 #[tokio::test]
-async fn killed_holding_an_item_of_a_joinable_queue() {
+async fn items_taken_by_a_killed_consumer_of_a_joinable_queue_count_as_done() {
     let _alone = alone().await;
     for (point, is_there) in [("get.noted", true), ("get.consumed", false)] {
         let queue = JoinableQueue::<u32>::unbounded().unwrap();
@@ -263,9 +263,9 @@ async fn killed_holding_an_item_of_a_joinable_queue() {
     }
 }
 
-/// `event` and `robust_lock`: whoever dies with somebody's wake in its hands, a sleeper is woken.
+/// `sleepers` and `robust_lock`: if a process dies before a wake that it owes, a sleeper is woken.
 #[tokio::test]
-async fn killed_before_the_wake_a_getter_sleeps() {
+async fn putter_killed_before_its_wake_leaves_no_getter_asleep() {
     let _alone = alone().await;
     for point in ["put.published", "put.released", "notify.marked"] {
         let queue = Queue::unbounded().unwrap();
@@ -276,7 +276,7 @@ async fn killed_before_the_wake_a_getter_sleeps() {
 }
 
 #[tokio::test]
-async fn killed_before_the_wake_a_putter_sleeps() {
+async fn getter_killed_before_its_wake_leaves_no_putter_asleep() {
     let _alone = alone().await;
     for point in ["get.consumed", "get.released", "notify.marked"] {
         let queue = Queue::bounded(1).unwrap();
@@ -288,9 +288,9 @@ async fn killed_before_the_wake_a_putter_sleeps() {
     }
 }
 
-/// `event`: a sleeper dies before, at and after its notice; the one behind it gets the item.
+/// `sleepers`: a sleeper dies before, at and after its notice; the one behind it gets the item.
 #[tokio::test]
-async fn killed_asleep() {
+async fn killed_sleeper_passes_its_notification_to_the_next() {
     let _alone = alone().await;
     for point in ["sleep.entered", "asleep", "sleep.noticed", "sleep.unmarked"] {
         let queue = Queue::unbounded().unwrap();
@@ -314,16 +314,16 @@ async fn killed_asleep() {
                 continue;
             }
         }
-        // Its entry has no mark: whoever comes next is notified all the same.
+        // Its entry has no mark: the next sleeper is notified all the same.
         let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
         within(queue.put(Item::new(1, 10, 0))).await.unwrap();
         assert_eq!(within(other).await.unwrap(), [1]);
     }
 }
 
-/// `event`: who takes a dead entry over dies on the way.
+/// `sleepers`: a process that takes a dead entry over dies on the way.
 #[tokio::test]
-async fn killed_taking_over_a_dead_entry() {
+async fn process_killed_while_it_takes_a_dead_entry_leaves_it_usable() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     death(doomed!("sleep.entered", get, (queue.clone(), 1)), "sleep.entered").await;
@@ -334,9 +334,9 @@ async fn killed_taking_over_a_dead_entry() {
     assert_eq!(within(other).await.unwrap(), [1]);
 }
 
-/// `robust_lock`: a holder that is stopped is waited for; when it is killed, whoever waits takes the lock over.
+/// `robust_lock`: a holder that is stopped is waited for; when it is killed, a waiting process takes the lock over.
 #[tokio::test]
-async fn stopped_holding_the_robust_lock_and_then_killed() {
+async fn stopped_holder_of_a_robust_lock_is_waited_for_until_it_is_killed() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     let victim =
@@ -357,9 +357,9 @@ fn left_after_join(queue: JoinableQueue<u32>) -> usize {
     queue.len()
 }
 
-/// `channel_core`: who looks whether all is done is stopped in the middle, and meanwhile an item is followed up by another.
+/// `channel_core`: a process that checks whether all is done is stopped in the middle, and meanwhile an item is followed up by another.
 #[tokio::test]
-async fn stopped_looking_whether_all_is_done() {
+async fn join_stopped_while_it_checks_misses_no_item() {
     let _alone = alone().await;
     let queue = JoinableQueue::unbounded().unwrap();
     queue.put(1).await.unwrap();
@@ -390,7 +390,7 @@ async fn take_turns(semaphore: Semaphore, count: usize) {
 
 /// `holders`: killed at any move of a take or of a give, no permit is lost and none is made.
 #[tokio::test]
-async fn killed_at_the_moves_of_a_semaphore() {
+async fn killed_mover_of_a_semaphore_loses_and_makes_no_permit() {
     let _alone = alone().await;
     // The takes are passages 1 and 2, the gives 3 and 4.
     let counted = (1..=4).flat_map(|n| [format!("holders.counted:{n}"), format!("holders.written:{n}")]);
@@ -404,9 +404,9 @@ async fn killed_at_the_moves_of_a_semaphore() {
     }
 }
 
-/// `holders` and `event`: whoever dies with a permit, or with the wake for one, a sleeper is woken.
+/// `holders` and `sleepers`: if a process dies with a permit, or before the wake for one, a sleeper is woken.
 #[tokio::test]
-async fn killed_before_the_wake_an_acquirer_sleeps() {
+async fn releaser_killed_before_its_wake_leaves_no_acquirer_asleep() {
     let _alone = alone().await;
     let release = async |semaphore: Semaphore| semaphore.release().unwrap();
     for point in ["holders.counted", "holders.written", "notify.marked"] {
@@ -432,7 +432,7 @@ async fn killed_before_the_wake_an_acquirer_sleeps() {
 
 /// `holders`: the row of a process that died with its move half done is used by the next one.
 #[tokio::test]
-async fn killed_and_the_row_is_reused() {
+async fn row_of_a_process_killed_in_its_move_is_reused() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(3).unwrap();
     for round in 0..20 {
@@ -455,7 +455,7 @@ async fn take_both(witness: Semaphore, semaphore: Semaphore, forgets: bool) {
 
 /// `holders`: killed while it forgets a permit: it is gone from then on, and not before.
 #[tokio::test]
-async fn killed_while_forgetting_a_permit() {
+async fn permit_forgotten_by_a_killed_process_is_gone_once() {
     let _alone = alone().await;
     // The takes are passages 1 and 2.
     for (point, left) in [("holders.written:2", 1), ("holders.counted:3", 0), ("holders.written:3", 0)] {
@@ -468,9 +468,9 @@ async fn killed_while_forgetting_a_permit() {
     }
 }
 
-/// `holders`: who takes back what the dead had dies as well: it comes back once.
+/// `holders`: a process that recovers permits of the dead dies as well: they come back once.
 #[tokio::test]
-async fn killed_recovering_permits_of_the_dead() {
+async fn permits_of_the_dead_return_once_though_their_recoverer_is_killed() {
     let _alone = alone().await;
     let look = async |semaphore: Semaphore| semaphore.available();
     for point in ["holders.counted", "holders.written"] {
@@ -488,7 +488,7 @@ async fn killed_recovering_permits_of_the_dead() {
 
 /// `fairness`: a process that has reported a long wait dies: newcomers pause, but not for long.
 #[tokio::test]
-async fn killed_after_reporting_a_long_wait() {
+async fn killed_long_waiter_delays_newcomers_only_briefly() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(1).unwrap();
     let permit = semaphore.acquire().await.unwrap();
@@ -505,9 +505,9 @@ async fn killed_after_reporting_a_long_wait() {
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
-/// `rwlock`: killed at the moves of a writer. It is told of if the writer had the lock and had not let go.
+/// `rwlock`: killed at the moves of a writer. Its death is reported if the writer had the lock and had not released it.
 #[tokio::test]
-async fn killed_while_writing() {
+async fn killed_writer_is_reported_if_it_had_the_lock() {
     let _alone = alone().await;
     let write = async |lock: RwLock| drop(lock.write().await.unwrap());
     for (point, is_told) in [
@@ -528,9 +528,9 @@ async fn killed_while_writing() {
     }
 }
 
-/// `rwlock`: killed at the moves of a reader, nobody is told.
+/// `rwlock`: killed at the moves of a reader, which is not reported.
 #[tokio::test]
-async fn killed_while_reading() {
+async fn killed_reader_is_not_reported_and_blocks_no_writer() {
     let _alone = alone().await;
     let read = async |lock: RwLock| drop(lock.read().await.unwrap());
     for point in ["holders.entered", "holders.counted:1", "holders.written:1", "holders.counted:2", "holders.written:2"]
@@ -546,7 +546,7 @@ async fn killed_while_reading() {
 
 /// `rwlock`: a writer dies waiting, at its wish and after taking it back; readers that stood back go on.
 #[tokio::test]
-async fn killed_while_waiting_to_write() {
+async fn killed_waiting_writer_lets_readers_go_on() {
     let _alone = alone().await;
     let write = async |lock: RwLock| drop(lock.write().await.unwrap());
     let give_up = async |lock: RwLock| drop(lock.write_timeout(Duration::from_millis(300)).await);
@@ -564,9 +564,9 @@ async fn killed_while_waiting_to_write() {
     drop(lock.try_write().unwrap());
 }
 
-/// `rwlock` and `event`: who lets go dies before the wake.
+/// `rwlock` and `sleepers`: a holder dies after its release and before the wake.
 #[tokio::test]
-async fn killed_before_the_wake_readers_and_writers_sleep() {
+async fn holder_killed_before_its_wake_leaves_no_reader_or_writer_asleep() {
     let _alone = alone().await;
     let hold = async |lock: RwLock, held: Event, go: Event| {
         let guard = lock.write().await.unwrap();
@@ -603,7 +603,7 @@ async fn killed_before_the_wake_readers_and_writers_sleep() {
 
 /// `event` of `sync`: the setter dies before the wake, or in the middle of the waking.
 #[tokio::test]
-async fn killed_while_setting() {
+async fn killed_setter_of_an_event_leaves_no_waiter_asleep() {
     let _alone = alone().await;
     let set = async |event: Event| event.set();
     let wait = async |event: Event| event.wait().await.unwrap();
@@ -623,7 +623,7 @@ async fn killed_while_setting() {
 
 /// `event` of `sync`, `barrier`, `rwlock`: woken together with others, one dies with its notice: the others go on.
 #[tokio::test]
-async fn killed_with_the_notification_of_all() {
+async fn waiter_killed_with_a_notification_of_all_stops_no_other() {
     let _alone = alone().await;
     let wait = async |event: Event| event.wait().await.unwrap();
     let pass = async |barrier: Barrier| barrier.wait().await.map(drop).map_err(|error| error.kind());
@@ -657,7 +657,7 @@ async fn killed_with_the_notification_of_all() {
 
 /// `barrier`: a party dies in its place, not the last one: it is broken. In the last place: all pass.
 #[tokio::test]
-async fn killed_at_a_barrier() {
+async fn killed_party_breaks_the_barrier_unless_it_came_last() {
     let _alone = alone().await;
     let wait = async |barrier: Barrier| barrier.wait().await.map(|result| result.index()).map_err(|error| error.kind());
     let act = async |barrier: Barrier| barrier.wait_then(async || Ok(())).await.map(drop);
@@ -706,7 +706,7 @@ async fn killed_at_a_barrier() {
 
 /// `semaphore`: dropped with its notice, the permit goes to another process.
 #[tokio::test]
-async fn dropped_with_the_notification_of_a_permit() {
+async fn acquire_dropped_with_its_notification_passes_the_permit_on() {
     let _alone = alone().await;
     let semaphore = Semaphore::new(0).unwrap();
     let mut acquiring = Box::pin(semaphore.acquire());
@@ -720,9 +720,9 @@ async fn dropped_with_the_notification_of_a_permit() {
     assert_eq!(semaphore.available(), 1);
 }
 
-/// `ring` and `link`: a dropped put has not put, a dropped get has not taken.
+/// `ring` and `channel_core`: a dropped put has not put, a dropped get has not taken.
 #[tokio::test]
-async fn dropped_while_waiting() {
+async fn dropped_put_has_not_put_and_dropped_get_has_not_taken() {
     let _alone = alone().await;
     let queue = Queue::bounded(1).unwrap();
     {
@@ -738,9 +738,9 @@ async fn dropped_while_waiting() {
     assert_eq!(drain(&queue).await, [1]);
 }
 
-/// `line`: dropped in front with others behind, and not in front.
+/// `local_queue`: dropped in front with others behind, and not in front.
 #[tokio::test]
-async fn dropped_in_the_queue() {
+async fn dropped_waiter_delays_no_other_of_its_process() {
     let _alone = alone().await;
     for dropped in 0..3 {
         let queue = Queue::unbounded().unwrap();
@@ -759,9 +759,9 @@ async fn dropped_in_the_queue() {
     }
 }
 
-/// `line` and `event`: dropped after the notice had come, with nobody behind: another process gets it.
+/// `local_queue` and `sleepers`: dropped after the notice had come, with nobody behind: another process gets it.
 #[tokio::test]
-async fn dropped_with_a_notification() {
+async fn waiter_dropped_with_its_notification_passes_it_to_another_process() {
     let _alone = alone().await;
     let queue = Queue::unbounded().unwrap();
     let mut getting = Box::pin(queue.get());
@@ -773,9 +773,9 @@ async fn dropped_with_a_notification() {
     assert_eq!(within(other).await.unwrap(), [1]);
 }
 
-/// `line`: the runtime of who took the process's place ends while others wait on another.
+/// `local_queue`: the runtime of the front waiter ends while others wait on another.
 #[test]
-fn dropped_with_its_runtime() {
+fn waiter_dropped_with_its_runtime_delays_no_other() {
     let queue = Queue::<Item>::unbounded().unwrap();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let first = runtime();
@@ -797,9 +797,9 @@ async fn lock_once(lock: Lock) -> Result<(), ErrorKind> {
     lock.acquire().await.map(drop).map_err(|error| error.kind())
 }
 
-/// `mutex`: killed holding, and between release and notice. Whoever waits gets it, and is told if it was held.
+/// `mutex`: killed holding, and between release and notice. A waiter gets it, and gets `OwnerDied` if it was held.
 #[tokio::test]
-async fn killed_with_a_lock() {
+async fn killed_holder_of_a_lock_is_reported_to_the_next() {
     let _alone = alone().await;
     for (point, is_told) in [("lock.taken", true), ("lock.released", false), ("lock.woken", false)] {
         let lock = Lock::new().unwrap();
@@ -815,7 +815,7 @@ async fn killed_with_a_lock() {
 
 /// `mutex`: the one that was woken dies before it has tried, and a barger's release wakes nobody for its sake.
 #[tokio::test]
-async fn killed_woken_by_a_lock() {
+async fn killed_woken_waiter_of_a_lock_leaves_no_other_asleep() {
     let _alone = alone().await;
     for point in ["sleep.noticed", "sleep.unmarked"] {
         let lock = Lock::new().unwrap();
@@ -833,7 +833,7 @@ async fn killed_woken_by_a_lock() {
 
 /// `mutex`: a waiter dies as it becomes the hand-off waiter, or as one; nobody waits for a dead hand-off waiter.
 #[tokio::test]
-async fn killed_as_hand_off_waiter_of_a_lock() {
+async fn killed_hand_off_waiter_of_a_lock_delays_nobody() {
     let _alone = alone().await;
     for point in ["handoff.named", "handoff.marked", "asleep"] {
         let lock = Lock::new().unwrap();
@@ -866,7 +866,7 @@ async fn killed_as_hand_off_waiter_of_a_lock() {
 
 /// `mutex`: a hand-off waiter dies as it gives up, or as it takes what was kept for it.
 #[tokio::test]
-async fn killed_as_hand_off_waiter_that_gives_up_or_takes() {
+async fn hand_off_waiter_killed_while_it_gives_up_or_takes_delays_nobody() {
     let _alone = alone().await;
     let give_up = async |lock: Lock| lock.acquire_timeout(Duration::from_secs(1)).await.map(drop).map_err(|e| e.kind());
     for point in ["handoff.unmarked", "lock.taken"] {
@@ -922,7 +922,7 @@ async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Proces
 
 /// `mutex`: a dropped hand-off waiter gives up its place, and the lock is anybody's.
 #[tokio::test]
-async fn dropped_as_hand_off_waiter_of_a_lock() {
+async fn dropped_hand_off_waiter_of_a_lock_frees_its_reservation() {
     let _alone = alone().await;
     let lock = Lock::new().unwrap();
     let guard = lock.acquire().await.unwrap();
@@ -955,9 +955,9 @@ async fn waits(point: Option<&str>, condition: &Condition, told: &Queue<u32>) ->
     process
 }
 
-/// `condition`: killed on the way into it: it is not there, and who held the lock is told.
+/// `condition`: killed on the way into it: it does not count as a waiter, and the death of the lock's holder is reported.
 #[tokio::test]
-async fn killed_entering_a_condition() {
+async fn waiter_killed_while_it_enters_a_condition_takes_no_notification() {
     let _alone = alone().await;
     for (point, held) in [("condition.claimed", true), ("condition.entered", true), ("condition.released", false)] {
         let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
@@ -974,7 +974,7 @@ async fn killed_entering_a_condition() {
 
 /// `condition`: killed with its notice, at each step of its way back; the next one gets it.
 #[tokio::test]
-async fn killed_with_a_notification_of_a_condition() {
+async fn waiter_killed_with_a_notification_of_a_condition_leaves_it_to_the_next() {
     let _alone = alone().await;
     for point in ["sleep.noticed", "sleep.unmarked", "condition.taken"] {
         let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
@@ -991,7 +991,7 @@ async fn killed_with_a_notification_of_a_condition() {
 
 /// `condition`: killed when it has the lock again and has used its notice: that wakes nobody else.
 #[tokio::test]
-async fn killed_back_from_a_condition() {
+async fn waiter_killed_after_it_used_its_notification_wakes_no_other() {
     let _alone = alone().await;
     let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
     let victim = waits(Some("condition.finished"), &condition, &told).await;
@@ -1011,7 +1011,7 @@ async fn killed_back_from_a_condition() {
 
 /// `condition`: a notifier of all is killed after its first notice, or before it: all wake, and so after it healed half.
 #[tokio::test]
-async fn killed_notifying_all() {
+async fn killed_notifier_of_all_leaves_no_waiter_asleep() {
     let _alone = alone().await;
     let notify = async |condition: Condition| condition.notify_all();
     for (point, healer) in [
@@ -1035,7 +1035,7 @@ async fn killed_notifying_all() {
         for other in others {
             assert_eq!(within(other).await.unwrap(), 1, "{point}, {healer:?}");
         }
-        // Whether it was the one that healed is a matter of who looked first.
+        // The one that looked first may have healed it.
         if let Some((mut dying, at)) = dying {
             let ended = within(dying.join()).await;
             assert!(ended.is_err_and(|e| e.exit_status().and_then(|s| s.signal()) == Some(9)) || healer == Some(at));
@@ -1045,7 +1045,7 @@ async fn killed_notifying_all() {
 
 /// `condition`: a notifier of one is killed before the wake.
 #[tokio::test]
-async fn killed_notifying_one() {
+async fn killed_notifier_of_one_leaves_no_waiter_asleep() {
     let _alone = alone().await;
     let notify = async |condition: Condition| condition.notify_one();
     for point in ["condition.given", "notify.marked"] {
@@ -1056,9 +1056,9 @@ async fn killed_notifying_one() {
     }
 }
 
-/// `condition`: who leaves with a notice is killed when it has passed it on: one wakes, at worst one more.
+/// `condition`: a waiter that leaves with a notification is killed after it has passed it on: one wakes, at worst one more.
 #[tokio::test]
-async fn killed_passing_a_notification_on() {
+async fn waiter_killed_after_it_passed_a_notification_on_wakes_one_or_two() {
     let _alone = alone().await;
     let (condition, told) = (Condition::new().unwrap(), Queue::unbounded().unwrap());
     let leave = async |condition: Condition, told: Queue<u32>| {

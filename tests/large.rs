@@ -295,9 +295,9 @@ async fn waits_after_a_death(wait: Wait) -> mp::Result<bool> {
     Ok(is_given_back)
 }
 
-/// `reclaim`: whoever waits for an item takes over from a keeper that was killed.
+/// `reclaim`: a process that waits for an item takes over from a keeper that was killed.
 #[tokio::test]
-async fn waiting_taker_gives_back_what_a_killed_one_kept() -> mp::Result<()> {
+async fn waiting_consumer_gives_back_memory_kept_by_a_killed_one() -> mp::Result<()> {
     let _deadline = Deadline::after(Duration::from_secs(180));
     for wait in [Wait::Get, Wait::Lease, Wait::Select] {
         assert!(Process::spawn(waits_after_a_death, (wait,))?.join().await??, "{wait:?}");

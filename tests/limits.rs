@@ -81,7 +81,7 @@ fn call_that_needs_a_runtime_fails_without_one_or_its_drivers_and_without_a_pani
     assert_eq!(panics, 0);
 }
 
-/// By SIGXFSZ the kernel ends who reserves or writes more.
+/// By SIGXFSZ the kernel ends a process that reserves or writes more.
 async fn fails_at_the_limit_of_file_sizes(memory: SharedMemory) {
     let queue = Queue::<Vec<u8>>::unbounded().unwrap();
     setrlimit(Resource::Fsize, Rlimit { current: Some(100), maximum: None }).unwrap();
@@ -232,7 +232,7 @@ fn loader() -> Option<String> {
 
 #[tokio::test]
 #[ignore = "the next test runs it, through the dynamic loader"]
-async fn under_the_loader() {
+async fn named_memory_and_spawn_by_the_loader_need_an_absolute_path() {
     let name = format!("multiprocess-loader-{}", common::alone::unique());
     if std::env::var_os("AWAY").is_none() {
         assert_eq!(SharedMemory::create(&name, 10).unwrap().len(), 10);
@@ -255,7 +255,9 @@ fn a_program_started_by_the_loader_with_a_relative_path_works_or_the_error_names
     for away in [false, true] {
         let mut command = std::process::Command::new(&loader);
         command.arg(format!("./{}", program.file_name().unwrap().to_str().unwrap()));
-        command.args(["under_the_loader", "--exact", "--ignored"]).current_dir(program.parent().unwrap());
+        command
+            .args(["named_memory_and_spawn_by_the_loader_need_an_absolute_path", "--exact", "--ignored"])
+            .current_dir(program.parent().unwrap());
         if away {
             command.env("AWAY", "1");
         }

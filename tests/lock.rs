@@ -191,7 +191,7 @@ fn lock_06_for_plain_functions() {
     });
 }
 
-/// Who is stopped with the wake in its hands delays those who sleep behind it until the next release, and no longer.
+/// A process that is stopped right after it was woken delays the sleepers behind it until the next release, and no longer.
 #[tokio::test]
 async fn stopped_process_that_was_woken_is_overtaken() {
     let signal = |pid: u32, signal| {

@@ -86,7 +86,7 @@ async fn mgr_01_on_a_runtime_of_several_threads() {
 }
 
 #[tokio::test]
-async fn cont_01_a_list() {
+async fn cont_01_list_has_the_operations_of_a_vec() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list::<i64>().await.unwrap();
@@ -597,7 +597,7 @@ async fn use_everything((list, dict, names, tally): Everything) -> mp::Result<()
 }
 
 #[tokio::test]
-async fn smtypes_07_parent_sees_what_a_child_writes() {
+async fn smtypes_07_parent_sees_the_writes_of_a_child() {
     within(async {
         let manager = Manager::start().await.unwrap();
         let list = manager.list().await.unwrap();

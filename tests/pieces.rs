@@ -306,7 +306,7 @@ mod oneshots {
     }
 
     #[tokio::test]
-    async fn what_was_sent_is_received_though_its_process_has_ended() {
+    async fn value_sent_is_received_though_its_process_has_ended() {
         let (sender, receiver) = mp::oneshot::<u32>().unwrap();
         let sends = |sender: OneshotSender<u32>| {
             sender.send(7).unwrap();
@@ -320,7 +320,7 @@ mod oneshots {
     }
 
     #[tokio::test]
-    async fn a_receiver_that_goes_is_told_to_the_sender() {
+    async fn dropped_receiver_closes_the_sender() {
         let (mut sender, receiver) = mp::oneshot::<u32>().unwrap();
         let holds = async |receiver: OneshotReceiver<u32>| drop((std::future::pending::<()>().await, receiver));
         let child = Process::spawn(holds, (receiver,)).unwrap();
@@ -385,7 +385,7 @@ mod watches {
     }
 
     #[tokio::test]
-    async fn a_sender_in_another_process_is_heard_and_its_death_is_closed() {
+    async fn values_of_a_remote_sender_arrive_and_its_death_is_closed() {
         let (sender, mut receiver) = mp::watch(vec![0_u8]).unwrap();
         let sends = async |sender: WatchSender<Vec<u8>>| {
             sender.send(vec![1; 300_000]).unwrap();
@@ -596,7 +596,7 @@ mod broadcasts {
     }
 
     #[tokio::test]
-    async fn a_slow_receiver_is_told_how_many_it_missed() {
+    async fn slow_receiver_gets_the_number_of_missed_values() {
         let (sender, mut receiver) = mp::broadcast(3).unwrap();
         assert_eq!(receiver.try_recv().unwrap_err().kind(), ErrorKind::Empty);
         (0..10).for_each(|n| sender.send(n).unwrap());
@@ -637,7 +637,7 @@ mod broadcasts {
     }
 
     #[tokio::test]
-    async fn the_death_of_the_last_sender_is_closed_after_what_it_sent() {
+    async fn death_of_the_last_sender_is_closed_after_its_values() {
         let (sender, mut receiver) = mp::broadcast(8).unwrap();
         let sends = async |sender: BroadcastSender<u64>| {
             sender.send(1).unwrap();
@@ -1878,7 +1878,7 @@ mod supervision {
     }
 
     #[tokio::test]
-    async fn stop_asks_first_and_returns_what_the_function_returned() {
+    async fn stop_asks_first_and_returns_the_result() {
         let ready = mp::Event::new().unwrap();
         let polite = async |ready: mp::Event| {
             let mut signal = pin!(mp::shutdown_signal());
@@ -1925,7 +1925,7 @@ mod supervision {
     }
 
     #[tokio::test]
-    async fn always_starts_again_also_what_has_returned() {
+    async fn always_restarts_a_child_that_has_returned() {
         let starts = Value::new(0_u32).unwrap();
         let again = Restart::always().max(3, Duration::from_secs(60)).back_off(AT_ONCE, AT_ONCE);
         let serve = |starts: Value<u32>| starts.fetch_add(1);

@@ -61,7 +61,7 @@ async fn conn_02_bytes_come_back_equal() {
 }
 
 #[tokio::test]
-async fn conn_05_poll() {
+async fn conn_05_poll_returns_true_once_a_value_is_there() {
     let (mut here, there) = mp::pipe::<u32, u32>().unwrap();
     assert!(!here.poll(Duration::ZERO).await.unwrap());
     let start = Instant::now();
@@ -85,7 +85,7 @@ async fn conn_06_16_mib_echoed_whole() {
 }
 
 #[tokio::test]
-async fn conn_07_what_was_sent_before_the_end_comes_before_closed() {
+async fn conn_07_values_sent_before_the_end_come_before_closed() {
     let (mut here, there) = mp::pipe::<u32, u32>().unwrap();
     let send_and_go = async |mut pipe: Connection<u32, u32>| {
         for n in 0..100 {
@@ -201,7 +201,7 @@ async fn conn_16_dropping_both_ends_closes_them() {
 }
 
 #[tokio::test]
-async fn conn_17_an_end_that_goes_wakes_who_waits_on_either_side() {
+async fn conn_17_dropped_end_wakes_waiters_on_either_side() {
     // Here, by a drop.
     let (mut a, b) = mp::pipe::<u8, u8>().unwrap();
     let mut recv = Box::pin(a.recv());
@@ -528,7 +528,7 @@ async fn one_gibibyte_goes_through() {
 }
 
 #[tokio::test]
-async fn streams_sinks_and_halves() {
+async fn pipe_halves_work_as_stream_and_sink() {
     let (here, there) = mp::pipe::<u32, u32>().unwrap();
     let _child = Process::spawn(echo::<u32>, (there,)).unwrap();
     let (mut tx, rx) = here.split();
@@ -546,7 +546,7 @@ async fn streams_sinks_and_halves() {
 }
 
 #[tokio::test]
-async fn what_a_sink_was_given_is_sent_before_what_comes_later() {
+async fn value_given_to_a_sink_is_sent_before_later_ones() {
     let (mut tx, mut rx) = mp::simplex::<(u32, Vec<u8>)>().unwrap();
     let mut n = 0;
     while tx.try_send((n, vec![0; 1000])).is_ok() {
@@ -745,17 +745,17 @@ async fn hears_of_the_death() {
 }
 
 #[tokio::test]
-async fn a_sender_hears_of_the_receivers_death() {
+async fn sender_fails_with_closed_after_the_receiver_died() {
     hears_of_the_death().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_on_many_threads_hears_of_the_receivers_death() {
+async fn sender_on_many_threads_fails_with_closed_after_the_receiver_died() {
     hears_of_the_death().await;
 }
 
 #[test]
-fn a_sender_whose_runtime_has_ended_hears_of_a_close() {
+fn sender_whose_runtime_has_ended_fails_with_closed() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (mut tx, rx) = mp::simplex::<u64>().unwrap();
     runtime().block_on(async {

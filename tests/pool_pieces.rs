@@ -154,7 +154,7 @@ async fn attempts_by_a_predicate_do_not_wait_for_room_behind_calls_that_came_lat
 }
 
 #[tokio::test]
-async fn what_does_not_fit_into_the_memory_of_a_worker_is_no_death_to_be_tried_again() {
+async fn item_that_exceeds_the_memory_limit_is_not_retried_as_a_death() {
     let pool = Pool::builder().workers(1).memory_limit(1 << 30).env("RUST_BACKTRACE", "0").build().unwrap();
     let takes = |calls: Value<u32>, bytes: usize| match calls.fetch_add(1) {
         0 => vec![1_u8; bytes].len() as u32,

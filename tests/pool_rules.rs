@@ -151,7 +151,7 @@ async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_
     kill(victim, rustix::process::Signal::KILL);
     let error = busy.await.unwrap_err();
     assert!(start.elapsed() < 100 * MS, "{:?}", start.elapsed());
-    // Rule 5: who, what, how, how old.
+    // Rule 5: the error names the worker, the item, the signal and the age.
     let text = error.to_string();
     for part in ["PoolWorker-", &format!("pid {victim}"), "say_and_stay", "SIGKILL", "old"] {
         assert!(text.contains(part), "{text} says {part}");
@@ -1265,7 +1265,7 @@ async fn caller_that_is_not_polled_delays_no_other_caller() -> mp::Result<()> {
     Ok(())
 }
 
-/// Kills whoever answered last, again and again at random, until it is stopped; how many it were.
+/// Kills the worker that answered last, again and again at random, until it is stopped; returns the number of kills.
 async fn kill_at_random(last: Arc<AtomicU32>, stop: CancellationToken) -> u32 {
     let (mut random, mut kills, mut killed) = (Random::new(7), 0, None);
     while !stop.is_cancelled() {
@@ -1412,7 +1412,7 @@ async fn chaos_of_everything() -> mp::Result<()> {
 
 /// Rule 6: an initializer, a worker's end and a shutdown have deadlines of their own, which errors name.
 #[tokio::test]
-async fn rule_6_an_initializer_that_hangs_is_killed_and_said_to_have_been_late() -> mp::Result<()> {
+async fn rule_6_hanging_initializer_is_killed_and_reported_as_late() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let starts = Queue::unbounded()?;
     // The first two hang.

@@ -189,7 +189,7 @@ async fn proc_13_kill_gives_sigkill_and_interrupt_sigint() {
 }
 
 #[test]
-fn proc_14_cpu_count() {
+fn proc_14_cpu_count_is_at_least_one() {
     assert!(mp::cpu_count() >= 1);
 }
 

@@ -204,7 +204,7 @@ async fn queue_16_a_failed_put_takes_no_room() {
 }
 
 #[tokio::test]
-async fn queue_17_the_error_of_a_failed_put_tells_the_reason_and_has_the_value() {
+async fn queue_17_error_of_a_failed_put_has_the_reason_and_the_value() {
     let queue = Queue::unbounded().unwrap();
     let error = queue.put(Fussy(None)).await.unwrap_err();
     assert!(error.to_string().contains("this one does not travel"), "{error}");
@@ -221,7 +221,7 @@ async fn queue_18_closing_a_queue_never_used() {
 }
 
 #[tokio::test]
-async fn queue_19_after_use_and_close_it_says_closed() {
+async fn queue_19_closed_queue_fails_with_closed() {
     let queue = Queue::unbounded().unwrap();
     queue.put(1).await.unwrap();
     queue.close();
@@ -232,7 +232,7 @@ async fn queue_19_after_use_and_close_it_says_closed() {
 }
 
 #[tokio::test]
-async fn queue_20_every_form_on_a_closed_queue_says_closed() {
+async fn queue_20_every_operation_on_a_closed_queue_fails_with_closed() {
     let queue = Queue::<u8>::bounded(1).unwrap();
     queue.close();
     assert_eq!(queue.put(1).await.unwrap_err().kind(), ErrorKind::Closed);
@@ -248,7 +248,7 @@ async fn queue_20_every_form_on_a_closed_queue_says_closed() {
 }
 
 #[test]
-fn queue_22_capacities() {
+fn queue_22_capacity_beyond_the_limits_is_refused() {
     assert_eq!(Queue::<u8>::bounded(0).unwrap_err().kind(), ErrorKind::Other);
     assert_eq!(JoinableQueue::<u8>::bounded(0).unwrap_err().kind(), ErrorKind::Other);
     assert_eq!(Queue::<u8>::bounded(1 << 31).unwrap_err().kind(), ErrorKind::Other);
@@ -435,7 +435,7 @@ async fn a_later_getter_does_not_overtake_one_that_waits() {
 }
 
 #[tokio::test]
-async fn streams_and_sinks() {
+async fn stream_ends_after_the_last_item_and_sink_flushes_on_close() {
     let queue = Queue::bounded(2).unwrap();
     let mut sink = queue.sink();
     let feed = async {
@@ -515,7 +515,7 @@ async fn handles_are_send_and_futures_are_send_for_items_that_are_not_sync() {
 }
 
 #[tokio::test]
-async fn debug_tells_what_it_is() {
+async fn debug_shows_the_state_of_the_queue() {
     let queue = Queue::bounded(3).unwrap();
     queue.put(1).await.unwrap();
     assert_eq!(format!("{queue:?}"), "Queue { len: 1, capacity: Some(3), is_closed: false }");
@@ -738,7 +738,7 @@ async fn a_list_of_descriptors_arrives_where_there_is_no_room_for_copies_of_them
 }
 
 #[tokio::test]
-async fn messages_with_descriptors_beyond_what_the_kernel_holds_wait_and_arrive() {
+async fn messages_with_more_descriptors_than_the_kernel_holds_wait_and_arrive() {
     // The kernel's socket takes some 270 packets; this must neither fail nor stall at its end.
     let queue = Queue::<Vec<Fd<std::fs::File>>>::unbounded().unwrap();
     let put_all = async {
@@ -940,7 +940,7 @@ fn several_runtimes_one_after_another() {
 }
 
 #[test]
-fn several_runtimes_at_once() {
+fn queue_serves_several_runtimes_at_once() {
     let _deadline = Deadline::start();
     let (to, from) = (Queue::unbounded().unwrap(), Queue::unbounded().unwrap());
     let _child = Process::spawn(echo, (to.clone(), from.clone())).unwrap();
@@ -1186,7 +1186,7 @@ async fn threads_that_still_put_when_their_process_returns_tear_nothing() {
 }
 
 #[tokio::test]
-async fn any_descriptor_travels_as_what_it_is() {
+async fn any_descriptor_arrives_with_its_kind() {
     let queue = Queue::<(Fd<OwnedFd>, Fd<std::net::TcpListener>)>::unbounded().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -689,7 +689,7 @@ async fn smtypes_01_child_sees_and_clears_an_event() {
         let event = there.event().await.unwrap();
         there.names().set("event", event.clone()).await.unwrap();
         let child = Process::spawn(see_and_clear, (address,)).unwrap();
-        // Set and cleared at once it wakes who waits.
+        // Set and cleared at once it wakes the waiters.
         let waits = event.wait();
         let mut waits = Box::pin(waits);
         assert!((&mut waits).now_or_never().is_none());
@@ -1052,7 +1052,7 @@ async fn unread_result_of_dropped_wait_goes_back_as_if_never_taken() {
 }
 
 #[tokio::test]
-async fn wait_with_timeout_reports_what_happened() {
+async fn wait_with_timeout_reports_its_outcome() {
     within(async {
         let (manager, _, there) = connected().await;
         for one in [&manager, &there] {

@@ -26,7 +26,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     threads_of_two_users_that_spawn_in_turn_take_no_more_descriptors_each_time
     a_process_that_changes_its_user_again_and_again_takes_no_more_descriptors_each_time
     a_process_that_becomes_many_users_keeps_no_descriptors_for_those_without_children
-    the_death_of_a_process_that_gave_up_root_ends_what_it_started_as_root
+    death_of_a_process_that_gave_up_root_ends_its_root_children
     a_child_that_gives_up_root_gets_no_child_with_it
     a_child_has_exactly_the_capabilities_of_its_parent
     capabilities_that_root_has_dropped_do_not_come_back_before_init
@@ -386,7 +386,7 @@ fn gives_up_root_and_waits() {
 }
 
 /// It could not kill them, but the kernel does.
-fn the_death_of_a_process_that_gave_up_root_ends_what_it_started_as_root() {
+fn death_of_a_process_that_gave_up_root_ends_its_root_children() {
     use std::io::BufRead;
     if !is_root() {
         return;

@@ -355,7 +355,7 @@ async fn random_kills_leave_the_lock_usable() {
     }
 }
 
-/// `dump` tells who reads, who writes, and who waits for either.
+/// `dump` lists the readers, the writer, and the waiters for either.
 #[tokio::test]
 async fn dump_lists_readers_and_writers() {
     let (lock, ready) = (RwLock::new().unwrap(), Event::new().unwrap());

@@ -383,7 +383,7 @@ async fn no_waiter_starves() {
     println!("{} turns of the other", within(child).await.unwrap());
 }
 
-/// `dump` tells who holds how many permits, and who waits for one.
+/// `dump` lists the holders with their permits, and the waiters.
 #[tokio::test]
 async fn dump_lists_holders_of_permits() {
     let semaphore = Semaphore::new(3).unwrap();
@@ -415,7 +415,7 @@ async fn dump_lists_holders_of_permits() {
     eventually("it holds nothing any more", || found().is_none()).await;
 }
 
-/// Stopped is not dead: what it holds is held, others' timeouts fire, and a permit that is free is for who comes.
+/// Stopped is not dead: what it holds is held, others' timeouts fire, and a newcomer gets a permit that is free.
 #[tokio::test]
 async fn stopped_holder_or_waiter_delays_others_up_to_their_timeouts() {
     let (semaphore, ready) = (Semaphore::new(1).unwrap(), Event::new().unwrap());

@@ -24,7 +24,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_program_that_a_worker_executes_has_the_default_actions
     a_plain_child_has_the_default_actions_unless_it_is_shielded
     a_preload_runs_with_nothing_blocked_and_survives_group_signals
-    shutdown_signal_tells_which_signal_came
+    shutdown_signal_returns_the_signal_that_came
     shutdown_signal_reaches_all_waiters_and_the_next_call_waits_for_the_next
     shutdown_signal_that_comes_between_two_calls_is_not_lost
     shutdown_signal_leaves_an_ignored_interrupt_ignored
@@ -314,7 +314,7 @@ async fn listen() {
     assert!(mp::shutdown_signal().now_or_never().is_none());
 }
 
-fn shutdown_signal_tells_which_signal_came() {
+fn shutdown_signal_returns_the_signal_that_came() {
     block_on(async {
         listen().await;
         for (kind, wanted, code) in

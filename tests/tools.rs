@@ -28,14 +28,14 @@ fn under_valgrind_a_parent_has_children_queues_and_a_pool_and_there_is_no_error(
     let _deadline = Deadline::after(LIMIT);
     let mut command = Command::new("valgrind");
     command.args(["-q", "--error-exitcode=99"]).arg(std::env::current_exe().unwrap());
-    let output = command.args(["what_runs_under_valgrind", "--exact", "--ignored", "--nocapture"]).output().unwrap();
+    let output = command.args(["valgrind_scenario", "--exact", "--ignored", "--nocapture"]).output().unwrap();
     let text = text_of(&output);
     assert!(output.status.success() && text.contains("all of it has run") && !text.contains("uninitialised"), "{text}");
 }
 
 #[tokio::test]
 #[ignore = "the other test runs it, under valgrind"]
-async fn what_runs_under_valgrind() -> mp::Result<()> {
+async fn valgrind_scenario() -> mp::Result<()> {
     let _deadline = Deadline::after(LIMIT);
     assert_eq!(Process::spawn(|a: u32, b: u32| a + b, (1, 2))?.await?, 3);
     let error = Process::spawn(|| -> u32 { panic!("on purpose") }, ())?.await.unwrap_err();
@@ -116,7 +116,7 @@ fn fails_by_strace((call, errno, when): (&str, &str, u32)) -> usize {
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-e", &format!("trace={call}"), "-o"]).arg(&log);
     command.args(["-e", &format!("inject={call}:error={errno}:when={when}")]).arg(std::env::current_exe().unwrap());
-    command.args(["what_runs_under_strace", "--exact", "--ignored", "--nocapture"]);
+    command.args(["strace_scenario", "--exact", "--ignored", "--nocapture"]);
     // It ends itself long before.
     let output = command.stdin(Stdio::null()).output().unwrap();
     let text = text_of(&output);
@@ -128,7 +128,7 @@ fn fails_by_strace((call, errno, when): (&str, &str, u32)) -> usize {
 
 #[test]
 #[ignore = "the other test runs it, under strace"]
-fn what_runs_under_strace() {
+fn strace_scenario() {
     let _deadline = Deadline::after(Duration::from_secs(50));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return println!("no runtime; each use has ended") };
@@ -465,7 +465,7 @@ fn main() -> mp::Result<()> {
 
 /// What is in memory is what each process has counted, in words of 8 bytes.
 #[test]
-fn what_each_kind_of_child_has_counted_is_in_a_file_of_its_own() {
+fn coverage_counters_of_each_kind_of_child_are_in_their_own_file() {
     if !has_compiler() {
         return;
     }
@@ -497,7 +497,7 @@ fn what_each_kind_of_child_has_counted_is_in_a_file_of_its_own() {
 
 /// The compiler names one file for all processes (`default_%m.profraw`), into which each adds what it has counted.
 #[test]
-fn what_each_kind_of_child_has_counted_for_profile_guided_optimisation_is_in_one_file() {
+fn pgo_counters_of_each_kind_of_child_are_in_one_file() {
     if !has_compiler() {
         return;
     }

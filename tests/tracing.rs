@@ -447,7 +447,7 @@ async fn every_start_of_a_supervised_child_is_under_the_span_of_the_first() {
 }
 
 #[tokio::test]
-async fn process_that_a_child_forks_tells_nothing() {
+async fn process_forked_by_a_child_sends_no_records() {
     let _deadline = Deadline::start();
     let (seen, _default) = Seen::begin();
     let fork = || {

@@ -90,7 +90,7 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 #[test]
-fn prints_what_sha256sum_prints_and_it_accepts_it() {
+fn output_equals_that_of_sha256sum_and_is_accepted_by_it() {
     let place = Place::new("odd-names");
     let tree = place.tree();
     let write = |name: &[u8], bytes: &[u8]| fs::write(tree.join(OsStr::from_bytes(name)), bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Who need not wait makes no system call and allocates nothing. Counted in a child that the kernel kills at its first
+//! A call that need not wait makes no system call and allocates nothing. Counted in a child that the kernel kills at its first
 //! system call.
 
 mod common;
@@ -86,7 +86,7 @@ async fn semaphores() {
 }
 
 #[tokio::test]
-async fn read_write_locks() {
+async fn uncontended_rwlock_makes_no_system_call() {
     let work = || {
         let lock = RwLock::new().unwrap();
         count(|| {
@@ -101,7 +101,7 @@ async fn read_write_locks() {
 }
 
 #[tokio::test]
-async fn events_and_barriers() {
+async fn uncontended_event_and_barrier_make_no_system_call() {
     let work = || {
         let (event, barrier) = (Event::new().unwrap(), Barrier::new(1).unwrap());
         count(|| {

@@ -98,7 +98,7 @@ async fn wait_03_a_timeout_is_not_early_and_then_the_ready_one_is_found() {
 }
 
 #[tokio::test]
-async fn wait_04_pipes_and_processes_together() {
+async fn wait_04_select_over_pipe_and_process_returns_the_ready_one() {
     let (mut tx, mut rx) = mp::simplex::<u32>().unwrap();
     let (go, go_there) = mp::simplex::<()>().unwrap();
     let wait = async |mut go: Receiver<()>| drop(go.recv().await);

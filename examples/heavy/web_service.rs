@@ -65,7 +65,7 @@ async fn try_out(address: SocketAddr) -> std::io::Result<()> {
     println!("a quick one: {}", status(address, "/primes/1000").await?);
     println!("an endless one: {}", status(address, "/primes/1000000000000").await?);
     println!("one that crashes: {}", status(address, "/crash").await?);
-    // Workers crash one after the other; who asks for something else meanwhile gets it.
+    // Workers crash one after the other; other requests meanwhile are answered.
     let crashes = tokio::spawn(async move {
         let mut count = 0;
         while count < 50 && status(address, "/crash").await.is_ok_and(|status| status == 500) {

@@ -212,7 +212,7 @@ impl Count {
 /// Every regular file below `roots`, in batches that grow with what was found so far: the first ones are
 /// small so that all workers start at once, later ones large enough to make dispatch cheap.
 ///
-/// The walk runs ahead of whoever takes the batches, and the count with it: so the time left is soon known.
+/// The walk runs ahead of the consumer of the batches, and the count with it: so the time left is soon known.
 fn walk(roots: Vec<PathBuf>) -> (impl Stream<Item = News>, watch::Receiver<Count>) {
     let (news, mut batches) = unbounded_channel();
     let (count, found) = watch::channel(Count::default());

@@ -185,7 +185,7 @@ impl ChannelCore {
         if requests.takers || requests.all {
             self.items.notify_all();
         }
-        // Those who wait for dead letters take as well.
+        // Waiters for dead letters take as well.
         if requests.all || requests.joiners || requests.takers {
             self.joined.notify_all();
         }
@@ -203,7 +203,7 @@ impl ChannelCore {
         }
     }
 
-    /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it tells whether a consumer had to be woken.
+    /// One push, with its notices. `is_hung_up`: asked now, or not here. Done, it returns whether a consumer had to be woken.
     fn push(
         &self,
         (mut payload, attachments): (Payload<'_>, &[Attachment]),
@@ -255,7 +255,7 @@ impl ChannelCore {
         }
     }
 
-    /// One pop of a `T`, with its notices. `is_hung_up`: asked now, or told when it happens.
+    /// One pop of a `T`, with its notices. `is_hung_up`: asked now, or notified when it happens.
     fn pop<T: 'static>(&self, is_hung_up: fn(&Self) -> bool) -> Result<Tried<Received>> {
         let payload = |len: usize| (Buffer::of::<T>(len), wire::needs_memory::<T>(len));
         if !self.is_joinable {
@@ -303,7 +303,7 @@ impl ChannelCore {
                 Pop::Got(buffer, fds) => return Ok(Tried::Done((buffer, fds))),
                 Pop::Closed => return Err(self.closed()),
                 Pop::Empty if was_hung_up => return Err(self.closed()),
-                // What was put before the hang-up comes first: look once more.
+                // Items put before the hang-up come first: look once more.
                 Pop::Empty if is_hung_up(self) => was_hung_up = true,
                 Pop::Empty => return Ok(Tried::NotNow),
                 Pop::Busy if self.ring.contend_get() => return Ok(Tried::Busy),
@@ -355,7 +355,7 @@ impl ChannelCore {
         self.try_put_unless(Self::is_hung_up, value).map(drop)
     }
 
-    /// [`try_put`](Self::try_put) by somebody who learns of the other end's going by another way, and not here. Tells
+    /// [`try_put`](Self::try_put) by a caller that learns of the other end's death by another way, and not here. Returns
     /// whether a consumer had to be woken.
     pub(super) fn try_put_blindly<T: Serialize + 'static>(&self, value: T) -> Result<bool, Refused<T>> {
         self.try_put_unless(|_| false, value)
@@ -411,7 +411,7 @@ impl ChannelCore {
         tried.map_err(|error| (error, value))
     }
 
-    /// The same, until `gives_up` says so, which is asked at each `interval`. Whether it was put.
+    /// Puts until `gives_up` returns `true`; it is called after each `interval`. Returns whether the value was put.
     #[track_caller]
     pub(super) fn blocking_put_unless<T: Serialize + 'static>(
         &self,
@@ -472,11 +472,11 @@ impl ChannelCore {
     /// An item that was taken and that nobody got is done.
     #[cold]
     fn forget(&self) {
-        // It fails only if somebody has said so already.
+        // It fails only if it is closed already.
         let _ = self.task_done();
     }
 
-    /// Waits until a get would not have to; true also if it would then say `Closed`.
+    /// Waits until a get would not have to; true also if the get would then fail with `Closed`.
     pub(super) async fn poll(&self, timeout: Duration) -> Result<bool> {
         let ready = || match self.ring.len() {
             Ok(0) => (self.ring.is_closed() || self.is_hung_up()).then_some(Ok(())),
@@ -559,7 +559,7 @@ impl ChannelCore {
         }
         // Of two that finish the last two items at once, one sees both done.
         fence(SeqCst);
-        // What was found damaged, those who wait find as well.
+        // Waiters find the damage as well.
         if self.is_finished().unwrap_or(true) {
             self.joined.notify_all();
         }
@@ -575,7 +575,7 @@ impl ChannelCore {
             if self.leased() > 0 || self.unfinished().has_any() {
                 return Ok(false);
             }
-            // Who finished one meanwhile may have put another before.
+            // A process that finished one meanwhile may have put another before.
             if drained_at()? == Some(at) {
                 return Ok(true);
             }
@@ -624,7 +624,7 @@ impl<T: 'static> Held<'_, T> {
     }
 }
 
-/// What a try came to.
+/// The outcome of an attempt.
 enum Tried<T> {
     Done(T),
     NotNow,

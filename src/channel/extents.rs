@@ -7,7 +7,7 @@
 //! `generation:24 | offset:40`. The first one, the base, is made with the region and never given back.
 //!
 //! # Moves
-//! | from -> to | who | commits by | wakes |
+//! | from -> to | by | commits by | wakes |
 //! |---|---|---|---|
 //! | none, or free and of this size -> in use | put lock | the store of its state | - |
 //! | in use -> free, its memory given back | get lock, once it left the chain | the store of its state | - |
@@ -15,7 +15,7 @@
 //!
 //! # Invariants
 //! 1. An extent is listed before it has memory, so no death leaves memory behind that is in no list.
-//! 2. Its head stays when its memory is given back: who comes late still finds where the chain went on.
+//! 2. Its head stays when its memory is given back: a late process still finds where the chain went on.
 //! 3. A process that takes, and has not addresses enough for all of an extent, has mapped as much of it as had memory when it
 //!    last loaded a tail: no record lies beyond that.
 //! 4. Every word of the list is checked before it is used: where it leads, and how far (`is_possible`); what lies beyond the
@@ -30,7 +30,7 @@
 //! | giving back, before its state | an extent in use, without memory, in no chain | likewise |
 //!
 //! # Cancel
-//! Nothing here waits.
+//! No await point.
 
 use super::segment::{self, Bytes, Segment};
 use crate::os::memfd;
@@ -224,7 +224,7 @@ impl Extents {
         Ok(())
     }
 
-    /// Returns `true` if a new extent, made where the last one is said to end, would lie upon none.
+    /// Returns `true` if a new extent, made at the recorded end of the last one, overlaps none.
     fn is_end_possible(&self) -> bool {
         let past = |(offset, state): (&AtomicU64, &AtomicU64)| {
             let (offset, state) = (offset.load(Acquire), state.load(Acquire));
@@ -240,8 +240,8 @@ impl Extents {
         end.is_multiple_of(PAGE) && end >= Self::first_len() && last <= end
     }
 
-    /// A row for a new extent. If there is none, a free extent of another size is forgotten: nobody will come to it any
-    /// more, for who puts has found the chain, and what is free is not in it.
+    /// A row for a new extent. If there is none, a free extent of another size is forgotten: no process will come to it any
+    /// more, as a producer has found the chain, and a free extent is not in it.
     pub(super) fn empty_row(&self) -> Option<(&AtomicU64, &AtomicU64)> {
         let empty = self.rows().find(|(_, state)| state.load(Acquire) == EMPTY);
         empty.or_else(|| {
@@ -296,7 +296,7 @@ fn is_possible(offset: u64, capacity: u64) -> bool {
     is_place && capacity.is_power_of_two() && capacity <= 1 << 31
 }
 
-/// Words that cannot be, inside an [`io::Error`]: which. Whoever knows the object's name makes an error for users of it.
+/// An impossible word, inside an [`io::Error`]. The caller that knows the object's name makes the error for users of it.
 #[derive(Debug)]
 pub(super) struct Impossible(pub(super) &'static str);
 

@@ -1,4 +1,4 @@
-//! What a pool and one of its workers share: a ring of orders, a ring of results, and who may start which item.
+//! The memory that a pool and one of its workers share: a ring of orders, a ring of results, and the claims of items.
 //!
 //! # State
 //! The words of the region's head, by name in [`word`]; then the two rings. An order has a number, which is its place in
@@ -6,13 +6,13 @@
 //! `NOTIFY_EACH:1 | number:31 | next:16 | end:16`, which item started last, and when (`microseconds:48 | item + 1:16`; 0 is
 //! none), and how many nanoseconds the order took (0: not known); for `NOTIFY_EACH`, and when the pool is notified, see `result_notification`.
 //! The board is a second region that all workers of a pool have: one event, for the pool to sleep on, and a bit for each
-//! lane, its mark, which says that the pool should look into that lane.
+//! lane, its mark, by which the pool is asked to look into that lane.
 //!
 //! # Moves
 //! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
-//! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, as `result_notification` says |
+//! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, by the rules of `result_notification` |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
 //! | a result is put | the worker | Release, by the ring | the pool, with the next start, or that of the last order |
 //! | a mark 0 -> 1 | the worker, with the start after a result, and before each wake | SeqCst | - |
@@ -50,7 +50,7 @@
 //! is killed as well.
 //!
 //! # Cancel
-//! No move awaits.
+//! No await point.
 
 mod board;
 mod pool_end;
@@ -91,7 +91,7 @@ mod word {
     /// Bytes of memory that the worker had when it last looked, now and at most.
     pub(super) const RESIDENT: usize = 83;
     pub(super) const PEAK: usize = 84;
-    /// The CPU of who last had to wake the worker, and 1; 0 once the worker has seen it.
+    /// The CPU of the process that last had to wake the worker, plus 1; 0 once the worker has seen it.
     pub(super) const WAKER: usize = 85;
     /// 1 once the worker takes orders.
     pub(super) const READY: usize = 86;
@@ -155,7 +155,7 @@ fn row(region: &Region, number: u32) -> (&AtomicU64, &AtomicU64) {
     (&region.words()[at], &region.words()[at + 1])
 }
 
-/// How long order `number` took its worker, in nanoseconds; 0 if it has not said so.
+/// How long order `number` took its worker, in nanoseconds; 0 if it has not reported that.
 fn took(region: &Region, number: u32) -> &AtomicU64 {
     &region.words()[word::CLAIMS + (number % AHEAD) as usize * ROW + 2]
 }
@@ -175,7 +175,7 @@ impl Claim {
     }
 }
 
-/// What the row of an order with `items` items holds when it is given.
+/// Returns the value of an order's claim when it is given, with `items` items.
 pub(super) fn claimable(number: u32, items: usize) -> u64 {
     u64::from(number & (u32::MAX >> 1)) << 32 | items as u64
 }

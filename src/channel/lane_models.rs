@@ -1,4 +1,4 @@
-//! A lane in every schedule: rings for one writer and one reader, and who may start which item, by processes that die.
+//! A lane in every schedule: rings for one writer and one reader, and the right to start each item, by processes that die.
 
 use super::lane::{Claim, claimable, take_back};
 use super::result_notification::{NotifyTarget, ResultNotifier};
@@ -97,7 +97,7 @@ fn ring(what: &str, writer_dies: Option<&'static str>, reader_dies: Option<&'sta
         let (mut reader, mut got) = (ring.reader(), Vec::new());
         let reads = play(2, reader_dies, || (0..2).for_each(|_| got.extend(ring.take(&mut reader))));
         let (put, writes) = writing.join().unwrap();
-        // Who is killed before it has moved the head has taken nothing: whoever reads on finds all of it.
+        // A reader killed before it has moved the head has taken nothing: the next reader finds all of it.
         got.extend(ring.take(&mut reader));
         assert_eq!(got, (1..=got.len() as u8).collect::<Vec<_>>());
         let extra = got.len() - usize::from(put);
@@ -164,7 +164,7 @@ fn claims(what: &str, dies: Option<&'static str>, keep: u32) {
         assert_eq!(end, at_last, "nobody else moves the end");
         assert!(started <= end && end >= keep.min(ITEMS as u32));
         assert_eq!(done, (0..done.len() as u8).collect::<Vec<_>>(), "in the order of starts");
-        // What was taken back is not among them, and nothing is lost but what a dead worker was at.
+        // Items taken back are not among them, and only the item of a dead worker is lost.
         let lost = started as usize - done.len();
         match worked {
             Some(true) => assert!(lost == 0 && started == end, "{started} of {end}"),

@@ -9,10 +9,10 @@
 //! `DEAD_LETTER`.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | free -> held | get lock, before the ring's `head` is stored | Release | - |
-//! | held -> free | its holder: the commit | AcqRel CAS | who joins; of a closed queue, all that take |
+//! | held -> free | its holder: the commit | AcqRel CAS | waiters that join; of a closed queue, all consumers |
 //! | held -> returned | its holder: the lease is dropped | AcqRel CAS | a consumer |
 //! | held -> dead letter | its holder: the lease is dropped, and the item was delivered often enough | AcqRel CAS | waiters for dead letters, and joins |
 //! | returned, or held by the dead -> held by me | get lock, by a lease | Release | - |
@@ -21,7 +21,7 @@
 //! | dead letter -> free | get lock | Release | - |
 //!
 //! # Invariants
-//! 1. An item is in the ring or in an entry, and for a moment in both: until the `head` is stored that follows. `count` tells.
+//! 1. An item is in the ring or in an entry, and for a moment in both: until the `head` is stored that follows. `count` shows which.
 //! 2. Bytes and words of an entry change under the get lock, while it is free.
 //! 3. An entry that is held by a living process is changed by that process alone. All other states but free are changed under the get lock.
 //! 4. `LEASED` is stored before the entry that it covers is held, and set back only under the get lock.
@@ -40,7 +40,7 @@
 //! | leasing an item of more descriptors than a packet takes, before they are kept | an item whose descriptors are gone: an error for its next consumer | - |
 //!
 //! # Cancel
-//! Nothing here waits.
+//! No await point.
 
 use super::extents::{Extents, corrupt};
 use crate::os::{memfd, named};
@@ -304,7 +304,7 @@ impl<'a> Leases<'a> {
     }
 }
 
-/// What became of an item that was given back.
+/// The fate of an item that was given back.
 pub(super) enum Back {
     Again,
     DeadLetter,

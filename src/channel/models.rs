@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::*;
 
 struct Guarded {
     word: AtomicU64,
-    /// What the lock guards.
+    /// The data that the lock guards.
     value: Plain<u64>,
     requests: AtomicU64,
 }
@@ -106,7 +106,7 @@ fn drain(ring: &Ring) -> Vec<u8> {
     std::iter::from_fn(|| pop(ring).expect("nobody else is here").ok()).collect()
 }
 
-/// A putter of two records and a consumer who tries twice, either of whom may die; then a third process goes on.
+/// A putter of two records and a consumer that tries twice, either of which may die; then a third process goes on.
 /// Records of `long` units do not fit beside each other into the base segment: the chain grows.
 fn pair(what: &str, preemptions: usize, long: usize, putter: Option<&'static str>, taker: Option<&'static str>) {
     explore(what, preemptions, move || {
@@ -148,7 +148,7 @@ fn pair(what: &str, preemptions: usize, long: usize, putter: Option<&'static str
             match (put_all, taker_lives) {
                 (Some(()), true) => assert_eq!(got, (1..=put).collect::<Vec<_>>()),
                 (None, _) => assert!(is_whole(&got), "put {put}, got {got:?}"),
-                // Who dies after its commit takes its own record along.
+                // A process that dies after its commit takes its own record along.
                 (_, false) => assert!(got.len() + 1 >= usize::from(put), "put {put}, got {got:?}"),
             }
             assert_eq!(third.len().unwrap(), 0);
@@ -158,7 +158,7 @@ fn pair(what: &str, preemptions: usize, long: usize, putter: Option<&'static str
 }
 
 #[test]
-fn models_a_ring_of_one_segment() {
+fn models_ring_with_one_segment_loses_no_record_at_any_death() {
     pair("one segment", 2, 1, None, None);
     for at in ["put.taken", "put.written", "put.published", "put.released"] {
         pair(at, 2, 1, Some(at), None);
@@ -169,7 +169,7 @@ fn models_a_ring_of_one_segment() {
 }
 
 #[test]
-fn models_a_ring_that_grows() {
+fn models_growing_ring_loses_no_record_at_any_death() {
     pair("growing", 2, 3, None, None);
     for at in ["grow.begun", "grow.linked", "put.written"] {
         pair(&format!("growing, {at}"), 2, 3, Some(at), None);
@@ -180,7 +180,7 @@ fn models_a_ring_that_grows() {
 }
 
 #[test]
-fn models_a_ring_that_gives_a_large_segment_back() {
+fn models_ring_that_gives_a_large_segment_back_loses_no_record() {
     pair("large", 1, 15, None, None);
     for at in ["grow.begun", "grow.linked"] {
         pair(&format!("large, putter {at}"), 1, 15, Some(at), None);
@@ -189,7 +189,7 @@ fn models_a_ring_that_gives_a_large_segment_back() {
 }
 
 #[test]
-fn models_a_ring_that_is_given_payloads_to_discard() {
+fn models_ring_of_discardable_payloads_loses_no_record() {
     let long = DISCARDED / 8;
     pair("discarding", 1, long, None, None);
     for at in ["put.piece", "put.written", "grow.begun", "grow.linked", "put.published"] {
@@ -226,7 +226,7 @@ fn models_two_putters_and_a_close() {
 
 /// The base holds two records of two units: putting goes on only in the room that taking gives back.
 #[test]
-fn models_a_ring_that_wraps_around() {
+fn models_ring_that_wraps_around_loses_no_record() {
     explore("wrapping around", 2, || {
         let region = Ring::create_model_of(2).unwrap();
         let (puts, takes) = (ring(&region), ring(&region));

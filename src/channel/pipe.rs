@@ -47,7 +47,7 @@ const BYTES: u64 = 1 << 20;
 /// `Io` if there is not enough memory, or no descriptor is left.
 pub fn pipe<S: Item, R: Item>() -> Result<(Connection<S, R>, Connection<R, S>)> {
     let create = || {
-        // A socket for each direction, so that halves may part and each still tells when it is gone.
+        // A socket for each direction, so that the other end of each half still notices when it is gone.
         let ((sender, there), (back, receiver)) = (direction()?, direction()?);
         Ok((Connection { sender, receiver }, Connection { sender: back, receiver: there }))
     };
@@ -212,7 +212,7 @@ impl<T: Item> Sender<T> {
     /// - `Encode` if `value` cannot be serialised, or is too large.
     /// - `Io` if there is not enough memory.
     pub async fn send(&mut self, value: T) -> Result<(), SendError<T>> {
-        // What the sink was given comes first.
+        // Values given to the sink come first.
         if let Some(sink) = &mut self.sink
             && let Err(error) = sink.flush().await
         {
@@ -241,8 +241,8 @@ impl<T: Item> Sender<T> {
         self.half.core.try_put(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
-    /// [`try_send`](Self::try_send) without a system call where nobody sleeps, for somebody who hears of the other end's
-    /// going by another way: it may take `value` though there is nobody any more. Tells whether the receiver had to be
+    /// [`try_send`](Self::try_send) without a system call if no process sleeps, for a caller that learns of the other end's
+    /// death by another way: it may accept `value` although the other end is gone. Returns whether the receiver had to be
     /// woken.
     pub(crate) fn try_send_blindly(&mut self, value: T) -> Result<bool, SendError<T>> {
         self.half.core.try_put_blindly(value).map_err(|(error, value)| SendError::new(error, value))
@@ -264,7 +264,7 @@ impl<T: Item> Sender<T> {
         self.half.core.wait_queues()[1]
     }
 
-    /// Where it is told that there is room again.
+    /// The notification that there is room again.
     pub(crate) fn room(&self) -> &Arc<WaitQueue> {
         self.half.core.wait_queues()[0]
     }
@@ -305,7 +305,7 @@ impl<T: Item> Sender<T> {
         self.half.core.blocking_put(value).map_err(|(error, value)| SendError::new(error, value))
     }
 
-    /// What the sink was given goes first, or nothing does.
+    /// Sends the values given to the sink first, or nothing.
     fn try_flush(&mut self) -> Result<()> {
         let Some(sink) = self.sink.as_mut().filter(|sink| sink.holds_one()) else { return Ok(()) };
         // Its future belongs to a runtime and must not be polled elsewhere.
@@ -446,12 +446,12 @@ impl<T: Item> SharedReceiver<T> {
         self.0.core.has_nothing_known()
     }
 
-    /// Returns `true` if the other end is gone, for somebody who [listens](Self::listen).
+    /// Returns `true` if the other end is gone, for a caller that [listens](Self::listen).
     pub(crate) fn has_hung_up(&self) -> bool {
         self.0.core.is_known_hung_up()
     }
 
-    /// From now on a runtime tells when the other end goes, so that nobody need ask. It fails outside of one.
+    /// From now on a runtime watches for the death of the other end, so that no call need ask. Fails outside of a runtime.
     pub(crate) fn listen(&self) -> io::Result<()> {
         self.wait_queue().listen()
     }

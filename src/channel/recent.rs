@@ -6,7 +6,7 @@
 //! readers look at the other: it hangs up when the last sender is gone.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | BEGUN n -> n + 1 | the holder of the lock | SeqCst, before a byte of slot `n % slots` changes | - |
 //! | bytes and row of that slot | the holder of the lock | by system call, and Release | - |
@@ -27,7 +27,7 @@
 //! | reading | nothing | - |
 //!
 //! # Cancel
-//! A send awaits nothing. A dropped wait has taken nothing.
+//! A send has no await point. A dropped wait has taken nothing.
 
 use crate::error::{Damage, Error, ErrorKind, Result};
 use crate::os::sync::lock;
@@ -113,7 +113,7 @@ pub(super) struct Recent {
 
 static MAPPED: Mapped<Recent> = Mapped::new();
 
-/// What keeps readers from `Closed`: one end of the socket pair.
+/// The end of the socket pair that keeps readers from `Closed`.
 #[derive(Clone)]
 pub(super) struct Alive(Arc<OwnedFd>);
 
@@ -265,7 +265,7 @@ impl Recent {
     /// Gives a slot a larger place. A death in here leaves the old place or the new one, with room for no more than it has.
     fn make_room(&self, row: &[AtomicU64], len: u64) -> io::Result<()> {
         let room = len.max(LEAST_ROOM).next_power_of_two();
-        // What fills pages begins with one, so that it can be given back.
+        // A buffer that fills pages begins at one, so that it can be given back.
         let grain = if room >= PAGE { PAGE } else { LEAST_ROOM };
         let end = self.word(word::END).load(Acquire);
         self.region.check_extent(0, end).map_err(|_| self.damaged("where its memory ends"))?;
@@ -379,7 +379,7 @@ pub(super) fn decode<T: DeserializeOwned + 'static>(bytes: Vec<u8>) -> Result<T>
     wire::decode(Parcel { bytes, fds: Vec::new() })
 }
 
-/// A reader travels as the memory and the socket that tells of the senders; `place`: what else it has.
+/// A reader is sent as the memory and the socket that hangs up after the last sender; `place`: its other fields.
 pub(super) fn serialize_reader<S: Serializer>(recent: &Recent, place: u64, serializer: S) -> Result<S::Ok, S::Error> {
     attach::serialize_handle(serializer, recent.attachments(), (recent.facts(), place))
 }
@@ -392,7 +392,7 @@ pub(super) fn deserialize_reader<'de, D: Deserializer<'de>>(
     Ok((open::<D>(shape, memory, senders, facts)?, place))
 }
 
-/// A sender travels as the same, and as what tells that it is there.
+/// A sender is sent as the same, and the descriptor that shows that it is there.
 pub(super) fn serialize_sender<S: Serializer>(
     recent: &Recent,
     alive: &Alive,

@@ -1,7 +1,7 @@
 //! Gives the memory of drained channels back after a time without use.
 //!
 //! A segment that large records came in keeps its memory when it is drained, mapped by both sides, so that the next such
-//! record is one copy in and one copy out. How much is kept, by whom, and for how long:
+//! record is one copy in and one copy out. How much is kept, by which process, and for how long:
 //!
 //! | memory | kept | until |
 //! |---|---|---|
@@ -17,7 +17,7 @@
 //!
 //! # Death
 //! If the keeper is killed first, what it kept stays with its channel until another process takes from the channel or tries
-//! to: a consumer that finds it empty becomes the keeper. Whoever waits for an item tries as soon as the death is noticed.
+//! to: a consumer that finds it empty becomes the keeper. A process that waits for an item tries as soon as the death is noticed.
 
 use super::ring::{Kept, Ring, WakeRequests, word};
 use crate::os::background;
@@ -56,7 +56,7 @@ impl Channel {
         self.ring.kept().is_none()
     }
 
-    /// Wakes those who asked for it meanwhile. This process may have let go of the channel since.
+    /// Wakes the processes that asked for it meanwhile. This process may have let go of the channel since.
     fn notify(&self, requests: WakeRequests) {
         match self.core.upgrade() {
             Some(core) => core.notify(requests),
@@ -128,7 +128,7 @@ pub(super) fn give_back_all() -> bool {
 struct Due {
     /// It was not used since.
     unused: Vec<Channel>,
-    /// There is something in it: whoever drains it watches it again.
+    /// There is something in it: the process that drains it watches it again.
     not_drained: Vec<Channel>,
     /// It was used, and goes on being watched.
     used: Vec<Channel>,

@@ -37,7 +37,7 @@
 //! | between a start and its mark, or its check for sleepers | notices the exit, and then looks into the lane, marked or not |
 //!
 //! # Cancel
-//! No move awaits. If the order behind is taken back while the worker defers, the worker begins that order all the same, and
+//! No await point. If the order behind is taken back while the worker defers, the worker begins that order all the same, and
 //! notifies with that.
 
 use crate::os::{clock, fault};
@@ -51,7 +51,7 @@ const NOTIFY_EACH: u64 = 1 << 63;
 
 /// The pool, as its workers notify it.
 pub(super) trait NotifyTarget {
-    /// The word and the bit that say that this lane has something.
+    /// The word and the bit by which this lane shows that it has results.
     fn mark(&self) -> (&AtomicU64, u64);
     /// Returns `true` if it may sleep. The caller has made its change, and a SeqCst read-modify-write after that.
     fn may_sleep(&self) -> bool;
@@ -77,7 +77,7 @@ const OWED: u8 = 2;
 pub(super) struct ResultNotifier {
     /// [`MAY_WAIT`] if there are any, and [`OWED`] if one of them may not wait.
     pending: Cell<u8>,
-    /// What the results of the current order add to that.
+    /// The number that the results of the current order add to that.
     adds: Cell<u8>,
     /// That of the current order, and whether another lies behind it, if that is known: it stays there.
     pace: Cell<Pace>,

@@ -1,5 +1,4 @@
-//! What a worker tells and what a pool looks at before it sleeps, in every schedule: no result lies about of which nobody
-//! will hear.
+//! The notifications of a worker, and the checks of a pool before it sleeps, in every schedule: no result stays unnoticed.
 
 use super::lane::{claimable, take_back};
 use super::lane_models::Ring;
@@ -54,7 +53,7 @@ impl World {
         Sleepers::new(&self.words)
     }
 
-    /// What a worker does with two orders of many quick items; in item `stuck` it stays for ever.
+    /// Runs a worker with two orders of many quick items; in item `stuck` it stays for ever.
     fn work(&self, stuck: Option<u8>) {
         let (mut reader, mut writer, notifier) =
             (self.orders.reader(), self.results.writer(), ResultNotifier::default());
@@ -92,7 +91,7 @@ struct Plan {
     stuck: Option<u8>,
     /// Whether the pool gives its second order up, before it sleeps.
     takes_back: bool,
-    /// Whether it looks again while it sleeps, and wants to hear of each result then.
+    /// Whether it looks again while it sleeps, and asks for a notification of each result then.
     enables: bool,
     /// Whether it gives its second order only after it went to sleep.
     gives_late: bool,

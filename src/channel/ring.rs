@@ -39,7 +39,7 @@
 //! | with a drained large segment, before its memory is given back | the segment, in the chain | the next consumer, also one that waits ([`reclaim`](super::reclaim)) |
 //!
 //! # Cancel
-//! No move awaits: a dropped future has moved nothing, or everything.
+//! No await point: a dropped future has moved nothing, or everything.
 
 use super::extents::{Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 #[cfg(not(multiprocess_loom))]
@@ -93,12 +93,12 @@ pub(super) mod word {
     pub(in crate::channel) const ITEMS: usize = 128;
     pub(in crate::channel) const ROOM: usize = ITEMS + sleepers::LEN;
     pub(in crate::channel) const JOINED: usize = ROOM + sleepers::LEN;
-    /// Who holds how many unfinished items of a joinable queue.
+    /// The processes that hold unfinished items of a joinable queue, and how many.
     pub(in crate::channel) const HOLDERS: usize = JOINED + sleepers::LEN;
 }
 
 const MAGIC: u64 = u64::from_be_bytes(*b"mpRing01");
-/// What `CLOSED` says of a ring whose memory was found damaged.
+/// The value of `CLOSED` in a ring whose memory was found damaged.
 const DAMAGED: u64 = u64::from_be_bytes(*b"mpDamage");
 /// Nobody holds a lock for so long: a copy takes less, so its holder is stopped, or it is damaged.
 const LONG: Duration = Duration::from_secs(5);
@@ -119,7 +119,7 @@ pub(super) struct Kept {
     pub(super) passed: u64,
 }
 
-/// What a putter finds.
+/// The outcome of a push.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Push {
     Done,
@@ -129,7 +129,7 @@ pub(super) enum Push {
     Busy,
 }
 
-/// What a consumer finds.
+/// The outcome of a pop.
 #[derive(Debug)]
 pub(super) enum Pop<V = Vec<u8>> {
     Got(V, Vec<OwnedFd>),
@@ -139,7 +139,7 @@ pub(super) enum Pop<V = Vec<u8>> {
     Busy,
 }
 
-/// Who asked for a wake while we held a lock, and is to get one.
+/// The processes that asked for a wake while we held a lock.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[must_use]
 pub(super) struct WakeRequests {
@@ -158,7 +158,7 @@ pub(super) struct Ring {
     extents: Extents,
     item_limit: u64,
     byte_limit: AtomicU64,
-    /// What errors call it.
+    /// Its name in errors.
     what: &'static str,
     put: Mutex<Side>,
     get: Mutex<Side>,
@@ -171,7 +171,7 @@ pub(super) struct Ring {
     leases: OnceLock<Arc<Map>>,
 }
 
-/// What one side of this process remembers of the segment it works on.
+/// The state of one side of this process: the segment it works on.
 #[derive(Default)]
 struct Side {
     name: u64,
@@ -307,7 +307,7 @@ impl Ring {
         self.what = what;
     }
 
-    /// Words that cannot be close the ring for good. Whoever finds it first wakes everybody: `is_new`.
+    /// Impossible words close the ring for good. The first process that finds them wakes all others: `is_new`.
     #[cold]
     fn judge(&self, error: io::Error, is_new: &mut bool) -> io::Error {
         let error = self.describe(error);
@@ -315,7 +315,7 @@ impl Ring {
         error
     }
 
-    /// The same by who only looks, and leaves closing to who puts or takes.
+    /// Describes the error for a caller that only looks, and leaves closing to those that put or get.
     #[cold]
     fn describe(&self, error: io::Error) -> io::Error {
         let Some(Impossible(why)) = error.get_ref().and_then(|inner| inner.downcast_ref()) else { return error };
@@ -372,12 +372,12 @@ impl Ring {
         RobustLock(self.word(word::GET_LOCK))
     }
 
-    /// Asks who is putting for a wake; false if nobody is, so that it is worth trying at once.
+    /// Asks the process that is putting for a wake; false if none is, so that it is worth trying at once.
     pub(super) fn contend_put(&self) -> bool {
         self.put_lock().contend()
     }
 
-    /// Asks who is taking for a wake; false if nobody is, so that it is worth trying at once.
+    /// Asks the process that is getting for a wake; false if none is, so that it is worth trying at once.
     pub(super) fn contend_get(&self) -> bool {
         self.get_lock().contend()
     }
@@ -422,7 +422,7 @@ impl Ring {
         true
     }
 
-    /// Puts one record, whole. `send_fds` gets its number just before the commit and says whether they fit.
+    /// Puts one record, whole. `send_fds` gets its number just before the commit and returns whether they fit.
     pub(super) fn push(
         &self,
         payload: &mut Payload<'_>,
@@ -630,7 +630,7 @@ impl Ring {
         is_empty && !self.is_closed() && !self.has_leases()
     }
 
-    /// Takes one record, whole. `payload` makes a buffer for so many bytes, and says whether their memory is needed, so that the
+    /// Takes one record, whole. `payload` makes a buffer for so many bytes, and returns whether their memory is needed, so that the
     /// segment keeps none when it is drained. `take_fds` gets the record's number and how many, just before the commit; `commit` is
     /// called at the very last.
     pub(super) fn pop<V: Collect>(
@@ -704,7 +704,7 @@ impl Ring {
                 self.note_idle(side);
                 return Ok(Pop::Empty);
             }
-            // Closed is said after the last put: look once more.
+            // `CLOSED` is set after the last put: look once more.
             None => match self.settle_taker(side)? {
                 Some(found) => found,
                 // A leased item may come back.
@@ -837,7 +837,7 @@ impl Ring {
     /// Closes without the lock. What its holder was putting, if there is one, may come after the end and be lost.
     #[cold]
     fn close_anyway(&self) {
-        // What was found damaged stays so.
+        // Damage that was found is permanent.
         let _ = self.word(word::CLOSED).compare_exchange(0, 1, AcqRel, Relaxed);
     }
 
@@ -848,7 +848,7 @@ impl Ring {
         let Some(taken) = self.put_lock().try_take(me, self.family) else { return Ok(false) };
         let _ = self.word(word::CLOSED).compare_exchange(0, 1, AcqRel, Relaxed);
         if taken == Taken::OwnerDied {
-            // Whoever asked for either lock is woken with everybody else: closing concerns all.
+            // Processes that asked for either lock are woken with all others: closing concerns all.
             let _ = self.repair_beside(self.get_lock(), me);
         }
         let _ = self.put_lock().release();

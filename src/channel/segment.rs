@@ -13,7 +13,7 @@
 //! memory than to go on.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | bytes beyond tail | the holder of the put lock | plain, nobody reads them yet | - |
 //! | tail -> tail + record | the holder of the put lock | Release: publishes the bytes | a consumer |
@@ -27,7 +27,7 @@
 //! 1. Bytes from head to tail are whole records and change for nobody.
 //! 2. Once `next` is set, tail does not change.
 //! 3. No byte is written before it has memory: its put found `missing` low enough, or made it so.
-//! 4. A known mark is at most one round behind, for whoever would pass it looks anew. It is shared because what one
+//! 4. A known mark is at most one round behind, for a process that would pass it reads the word again. It is shared because what one
 //!    process remembers may be any number of rounds old, and marks wrap around.
 //!
 //! # Death
@@ -39,7 +39,7 @@
 //! | before head is stored | the record, still there |
 //!
 //! # Cancel
-//! No move awaits.
+//! No await point.
 
 use crate::shm::atomic::AtomicU64;
 use std::sync::atomic::Ordering::*;
@@ -89,7 +89,7 @@ pub(super) trait Bytes {
     fn read(&self, at: usize, len: usize, to: &mut Vec<u8>);
 }
 
-/// What precedes each record: its length, how many descriptors ride along, and under which number.
+/// The header before each record: its length, the number of its descriptors, and the number under which they were sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct RecordHead {
     pub(super) len: u32,

@@ -5,17 +5,17 @@
 //! payload, padded to 4 bytes.
 //!
 //! # Moves
-//! | from -> to | who | ordering | wakes |
+//! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
 //! | bytes beyond tail | the writer | plain, nobody reads them yet | - |
-//! | tail -> tail + record | the writer | Release: publishes the bytes | the owner of the ring says whom |
-//! | head -> head + records | the reader, after copying out | Release: gives the room back | the owner of the ring says whom |
+//! | tail -> tail + record | the writer | Release: publishes the bytes | decided by the owner of the ring |
+//! | head -> head + records | the reader, after copying out | Release: gives the room back | decided by the owner of the ring |
 //!
 //! # Invariants
 //! 1. Bytes from head to tail are whole records and change for nobody.
 //! 2. Only the writer stores `tail`, only the reader stores `head`; each remembers its own.
 //! 3. What the other side stored is checked before it is used as a length: it lies between what this side remembers and the
-//!    size of the ring, with no more records than there are bytes for. What cannot be is [`Corrupt`].
+//!    size of the ring, with no more records than there are bytes for. An impossible value is [`Corrupt`].
 //!
 //! # Death
 //! | killed | survivors see |
@@ -25,7 +25,7 @@
 //! | reading, before `head` | the records, still there |
 //!
 //! # Cancel
-//! No move awaits.
+//! No await point.
 
 use super::segment::{Bytes, Mark};
 use crate::error::{Error, ErrorKind, Result};
@@ -35,30 +35,30 @@ use std::sync::atomic::Ordering::*;
 
 const ALIGN: u32 = 4;
 /// Bytes before each record's payload.
-pub(crate) const HEAD: usize = 4;
+pub(crate) const HEADER: usize = 4;
 const LEN_BITS: u32 = 28;
-/// The kind of a record that is too long for the bits of its length, and stands for kind 0. It is counted in units, the
-/// last byte of which says how many bytes of them are none of the payload's. It never lies in a ring.
+/// Kind of a record of 2^28 bytes or more; its real kind is 0. Its length field counts units of 16 bytes; the last byte of the
+/// last unit is the number of padding bytes. Only buffers contain it, never a ring.
 const LONG: u8 = 15;
 const LONG_UNIT: usize = 16;
 
-/// The head of a record as it is written.
-fn head_of(kind: u8, len: usize) -> [u8; HEAD] {
+/// Returns the header of a record.
+fn header_of(kind: u8, len: usize) -> [u8; HEADER] {
     (u32::from(kind) << LEN_BITS | len as u32).to_ne_bytes()
 }
 
 /// Bytes a record takes.
 fn room_for(len: usize) -> u32 {
-    (HEAD + len).next_multiple_of(ALIGN as usize) as u32
+    (HEADER + len).next_multiple_of(ALIGN as usize) as u32
 }
 
 /// Takes the first record off `bytes`: its kind, where its payload lies, and how many bytes it takes; `None` if these
 /// bytes make no record.
 #[inline]
 pub(crate) fn first(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
-    let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
-    let head = u32::from_ne_bytes(*head);
-    let (kind, len) = ((head >> LEN_BITS) as u8, (head & ((1 << LEN_BITS) - 1)) as usize);
+    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
+    let header = u32::from_ne_bytes(*header);
+    let (kind, len) = ((header >> LEN_BITS) as u8, (header & ((1 << LEN_BITS) - 1)) as usize);
     if kind == LONG {
         return first_long(rest, len);
     }
@@ -70,28 +70,28 @@ pub(crate) fn first(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
 fn first_long(rest: &[u8], units: usize) -> Option<(u8, &[u8], usize)> {
     let (padding, padded) = rest.get(..units.checked_mul(LONG_UNIT)?)?.split_last()?;
     let payload = padded.get(..(padded.len() + 1).checked_sub(usize::from(*padding))?)?;
-    Some((0, payload, HEAD + padded.len() + 1))
+    Some((0, payload, HEADER + padded.len() + 1))
 }
 
-/// Completes the record that begins at `start` of `bytes`, [`HEAD`] bytes before its payload, which goes to their end.
+/// Completes the record that begins at `start` of `bytes`, [`HEADER`] bytes before its payload, which goes to their end.
 ///
 /// # Errors
 /// `Encode` if it is too large for a record: larger than any message.
 pub(crate) fn close_record(bytes: &mut Vec<u8>, start: usize) -> Result<()> {
-    let len = bytes.len() - start - HEAD;
-    let mut head = head_of(0, len);
+    let len = bytes.len() - start - HEADER;
+    let mut header = header_of(0, len);
     if len >= 1 << LEN_BITS {
         let units = len / LONG_UNIT + 1;
         if units >= 1 << LEN_BITS {
             bytes.truncate(start);
             return Err(Error::new(ErrorKind::Encode, format!("{len} bytes are more than a message can have")));
         }
-        head = head_of(LONG, units);
+        header = header_of(LONG, units);
         bytes.reserve_exact(LONG_UNIT);
-        bytes.resize(start + HEAD + units * LONG_UNIT, (units * LONG_UNIT - len) as u8);
+        bytes.resize(start + HEADER + units * LONG_UNIT, (units * LONG_UNIT - len) as u8);
     }
-    if let Some(to) = bytes.get_mut(start..start + HEAD) {
-        to.copy_from_slice(&head);
+    if let Some(to) = bytes.get_mut(start..start + HEADER) {
+        to.copy_from_slice(&header);
     }
     bytes.resize(bytes.len().next_multiple_of(ALIGN as usize), 0);
     Ok(())
@@ -105,14 +105,14 @@ pub(crate) fn close_record(bytes: &mut Vec<u8>, start: usize) -> Result<()> {
 pub(crate) fn append_record(bytes: &mut Vec<u8>, payload: &[u8]) -> Result<()> {
     let start = bytes.len();
     if payload.len() >= 1 << LEN_BITS {
-        bytes.reserve_exact(HEAD + payload.len() + LONG_UNIT);
-        bytes.extend_from_slice(&[0; HEAD]);
+        bytes.reserve_exact(HEADER + payload.len() + LONG_UNIT);
+        bytes.extend_from_slice(&[0; HEADER]);
         bytes.extend_from_slice(payload);
         return close_record(bytes, start);
     }
     let room = room_for(payload.len()) as usize;
     bytes.reserve(room);
-    bytes.extend_from_slice(&head_of(0, payload.len()));
+    bytes.extend_from_slice(&header_of(0, payload.len()));
     bytes.extend_from_slice(payload);
     bytes.resize(start + room, 0);
     Ok(())
@@ -121,7 +121,7 @@ pub(crate) fn append_record(bytes: &mut Vec<u8>, payload: &[u8]) -> Result<()> {
 /// The same for a record of any kind.
 ///
 /// # Errors
-/// As [`close_record`]; also if a record that is that long is not of kind 0, for which there is no room in its head.
+/// As [`close_record`]; also if a record that is that long is not of kind 0, for which there is no room in its header.
 pub(crate) fn append_record_of(bytes: &mut Vec<u8>, kind: u8, payload: &[u8]) -> Result<()> {
     let start = bytes.len();
     if kind != 0 && payload.len() >= 1 << LEN_BITS {
@@ -130,9 +130,9 @@ pub(crate) fn append_record_of(bytes: &mut Vec<u8>, kind: u8, payload: &[u8]) ->
     }
     append_record(bytes, payload)?;
     if kind != 0
-        && let Some(to) = bytes.get_mut(start..start + HEAD)
+        && let Some(to) = bytes.get_mut(start..start + HEADER)
     {
-        to.copy_from_slice(&head_of(kind, payload.len()));
+        to.copy_from_slice(&header_of(kind, payload.len()));
     }
     Ok(())
 }
@@ -165,7 +165,7 @@ fn read_at<B: Bytes>(bytes: &B, size: u32, position: u32, len: usize, to: &mut V
 /// Returns `true` if a reader at `head` may find a writer at `tail`.
 fn is_possible(head: Mark, tail: Mark, size: u32) -> bool {
     let (count, len) = (tail.count.wrapping_sub(head.count), tail.position.wrapping_sub(head.position));
-    len <= size && len.is_multiple_of(ALIGN) && count <= len / HEAD as u32 && (count == 0) == (len == 0)
+    len <= size && len.is_multiple_of(ALIGN) && count <= len / HEADER as u32 && (count == 0) == (len == 0)
 }
 
 pub(super) struct Writer<B> {
@@ -191,7 +191,7 @@ impl<B: Bytes> Writer<B> {
     /// Returns `true` if a record of `len` bytes fits into the ring when that is empty.
     #[inline]
     pub(super) fn can_hold(&self, len: usize) -> bool {
-        len <= self.size as usize - HEAD - ALIGN as usize
+        len <= self.size as usize - HEADER - ALIGN as usize
     }
 
     #[inline]
@@ -220,10 +220,10 @@ impl<B: Bytes> Writer<B> {
             return false;
         }
         let start = self.tail.position;
-        write_at(&self.bytes, self.size, start, &head_of(kind, len));
-        write_at(&self.bytes, self.size, start.wrapping_add(HEAD as u32), parts[0]);
+        write_at(&self.bytes, self.size, start, &header_of(kind, len));
+        write_at(&self.bytes, self.size, start.wrapping_add(HEADER as u32), parts[0]);
         if !parts[1].is_empty() {
-            write_at(&self.bytes, self.size, start.wrapping_add((HEAD + parts[0].len()) as u32), parts[1]);
+            write_at(&self.bytes, self.size, start.wrapping_add((HEADER + parts[0].len()) as u32), parts[1]);
         }
         fault::point("lane.written");
         self.tail = Mark { count: self.tail.count.wrapping_add(1), position: start.wrapping_add(need) };
@@ -295,15 +295,17 @@ impl<B: Bytes> Reader<B> {
             return Err(Corrupt);
         }
         to.clear();
-        read_at(&self.bytes, self.size, self.head.position, HEAD, to);
-        let Some(head) = to.first_chunk::<HEAD>().map(|head| u32::from_ne_bytes(*head)) else { return Err(Corrupt) };
-        let len = (head & ((1 << LEN_BITS) - 1)) as usize;
-        if HEAD + len > available as usize {
+        read_at(&self.bytes, self.size, self.head.position, HEADER, to);
+        let Some(header) = to.first_chunk::<HEADER>().map(|header| u32::from_ne_bytes(*header)) else {
+            return Err(Corrupt);
+        };
+        let len = (header & ((1 << LEN_BITS) - 1)) as usize;
+        if HEADER + len > available as usize {
             return Err(Corrupt);
         }
         to.clear();
-        read_at(&self.bytes, self.size, self.head.position.wrapping_add(HEAD as u32), len, to);
-        Ok(Some((head >> LEN_BITS) as u8))
+        read_at(&self.bytes, self.size, self.head.position.wrapping_add(HEADER as u32), len, to);
+        Ok(Some((header >> LEN_BITS) as u8))
     }
 
     /// Gives up the record that was peeked at, whose payload is `len` bytes long.
@@ -385,8 +387,8 @@ mod tests {
         for more in [0, 5, 16] {
             let len = (1 << LEN_BITS) + more;
             // Neither touched nor copied, but for its ends.
-            let mut bytes = vec![0; HEAD + len];
-            bytes[HEAD + len - 1] = 7;
+            let mut bytes = vec![0; HEADER + len];
+            bytes[HEADER + len - 1] = 7;
             close_record(&mut bytes, 0).unwrap();
             append_record(&mut bytes, b"next").unwrap();
             let (kind, payload, room) = first(&bytes).unwrap();
@@ -394,8 +396,8 @@ mod tests {
             assert_eq!(first(&bytes[room..]).unwrap().1, b"next");
             assert!(first(&bytes[..len]).is_none());
         }
-        let torn = head_of(LONG, 1);
-        assert!(first(&torn).is_none() && first(&head_of(LONG, 0)).is_none());
+        let torn = header_of(LONG, 1);
+        assert!(first(&torn).is_none() && first(&header_of(LONG, 0)).is_none());
         assert!(first(&[&torn[..], &[0; 15], &[17]].concat()).is_none());
     }
 

@@ -31,7 +31,7 @@ impl Unfinished<'_> {
             return;
         }
         let mut rows = self.rows().take(HOLDERS - 1);
-        // A row without items is as good as none: whoever had it gets another with its next item.
+        // A row without items is as good as none: its process gets another with its next item.
         let is_free =
             |holder: &AtomicU64, count: &AtomicU64| count.load(Acquire) == 0 || !self.is_listed(holder.load(Acquire));
         match rows.find(|(holder, count)| is_free(holder, count)) {

@@ -37,18 +37,18 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
-/// A submitter is told of the items still held after this.
+/// After this, a host reports the items that it still holds to their submitter.
 const STILL_HELD: Duration = Duration::from_millis(50);
-/// Submitters that are not heard of are looked for this often, while the host is busy.
+/// While the host is busy, silent submitters are looked for this often.
 const LOOK: Duration = Duration::from_secs(2);
 /// So many messages are named in one report, whatever size of message the server lets through.
 const MOST_REPORTED: usize = 4096;
-/// Within this all jobs say how far they are.
+/// Within this all jobs report their progress.
 const GIVES_BACK: Duration = Duration::from_millis(500);
-/// Garbage is told of this often at most.
+/// Malformed messages are logged this often at most.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Has `pool` serve at `address` until it is told to drain, or cannot go on.
+/// Serves with `pool` at `address` until it is commanded to drain, or cannot go on.
 pub(super) async fn serve(
     pool: Pool,
     address: Address,
@@ -97,7 +97,7 @@ async fn ready(
         attempt += 1;
         match provide(&client, address, target, names).await {
             Ok(()) => return Ok(client),
-            // A server that has just started may say so for a moment.
+            // A server that has just started may answer so for a moment.
             Err(Failure { error, is_final: true }) if began.elapsed() >= PATIENCE || !is_about_jetstream(&error) => {
                 return Err(error);
             }
@@ -155,7 +155,7 @@ enum Verdict {
     Orphaned,
 }
 
-/// What the service's helpers have to tell.
+/// The events from the tasks of the service.
 enum Event {
     Executed((u64, u64), Duration),
     Ended((u64, u64), JobOutcome),
@@ -183,13 +183,13 @@ struct Service {
     jobs: HashMap<(u64, u64), HeldJob>,
     /// Messages that are executed, or are to be.
     busy: usize,
-    /// Messages in the order in which they came, until their submitters are told of them.
+    /// Messages in the order in which they came, until they are reported to their submitters.
     unreported: VecDeque<(Instant, (u64, u64))>,
     pulls: Pulls,
     connects: u64,
     providing: Option<JoinHandle<Provision>>,
     provisions: usize,
-    /// When the server was last known to hear us, and when the echoes were sent that are to say so again.
+    /// When the last echo came back from the server, and when the echoes were sent that are still under way.
     contact: Instant,
     echoes: VecDeque<(u64, Instant)>,
     next_echo: u64,
@@ -260,7 +260,7 @@ impl Service {
         mut noticed: UnboundedReceiver<Notice>,
         mut commands: UnboundedReceiver<Command>,
     ) -> Result<Served> {
-        // The last word of a `Serving` that is dropped is said once.
+        // The last command of a dropped `Serving` is sent once.
         let mut has_commander = true;
         loop {
             let now = Instant::now();
@@ -385,7 +385,7 @@ impl Service {
         self.say(self.names().all("beat"), beat.encode()).await;
     }
 
-    /// Renews the leases, and finds out whether the server hears that.
+    /// Renews the leases, and finds out whether the server receives that.
     async fn renew(&mut self, now: Instant) {
         for job in self.jobs.values() {
             self.say(job.reply.clone(), "+WPI".into()).await;
@@ -424,7 +424,7 @@ impl Service {
         self.echoes.clear();
     }
 
-    /// Tells submitters what is held of theirs, and hears from them what they want no more.
+    /// Reports to submitters which of their messages are held, and receives from them which they want no more.
     async fn report(&self, held: Vec<(u64, u64)>) {
         let mut by_submitter = HashMap::<u64, Vec<u64>>::new();
         held.into_iter().for_each(|(submitter, number)| by_submitter.entry(submitter).or_default().push(number));
@@ -442,7 +442,7 @@ impl Service {
         }
     }
 
-    /// A submitter has answered a report, or nobody has in its name.
+    /// A submitter has answered a report, or the server has answered that it is gone.
     async fn heard_of(&mut self, submitter: u64, message: &Arrived) {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             let since = *self.missing.entry(submitter).or_insert_with(Instant::now);
@@ -462,7 +462,7 @@ impl Service {
         }
     }
 
-    /// Nobody wants what a dead submitter has asked for.
+    /// Stops the jobs of a dead submitter, and removes its messages.
     async fn forget_submitter(&mut self, submitter: u64) {
         self.missing.remove(&submitter);
         for ((_, _), job) in self.jobs.iter_mut().filter(|((of, _), _)| *of == submitter) {
@@ -810,7 +810,7 @@ impl Service {
     }
 }
 
-/// How often a message was delivered, as its reply subject says: `$JS.ACK.[domain.account.]stream.consumer.N...`; `None` if it
+/// How often a message was delivered, by its reply subject: `$JS.ACK.[domain.account.]stream.consumer.N...`; `None` if it
 /// does not come from the stream.
 fn deliveries(reply: &Subject) -> Option<u32> {
     let rest = reply.as_str().strip_prefix("$JS.ACK.")?;
@@ -826,7 +826,7 @@ async fn is_dead(host: &Host, submitter: u64) -> bool {
         if attempt > 0 {
             sleep(PATIENCE).await;
         }
-        // Of no message: to be told that it is not wanted is a sign of life.
+        // Of no message: the answer that it is not wanted is a sign of life.
         let ask = Ask { number: u64::MAX, host: host.id, delivered: 1 };
         let request = Request::new().payload(ask.encode()).timeout(Some(PATIENCE));
         match host.client.send_request(subject.clone(), request).await {

@@ -21,18 +21,18 @@ use tokio::time::sleep;
 
 /// Results are sent after this, though others of their message are still to come.
 const PARTIAL: Duration = Duration::from_millis(20);
-/// Who is not there for so long has died; before, it may be about to connect again.
+/// A submitter that has been silent for so long has died; before, it may be about to connect again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A submitter that does not answer for so many leases is as good as dead; somebody else may try.
 const MOST_SILENT_LEASES: u32 = 10;
 /// An answer has no more parts than this: each has a head of so many bytes at most.
 const MOST_PARTS: usize = 256;
 const PART_HEAD: usize = 24;
-/// Submitters that were not heard of for so long are forgotten, once there are many.
+/// Submitters that have been silent for so long are forgotten, once there are many.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 const MANY_SUBMITTERS: usize = 1024;
 
-/// What all jobs of a host share.
+/// The state that all jobs of a host share.
 pub(super) struct Host {
     pub(super) client: Client,
     pub(super) pool: Pool,
@@ -44,7 +44,7 @@ pub(super) struct Host {
     /// Results that are fetched in pieces, by their keys, and when a piece was last asked for.
     pub(super) large: Mutex<HashMap<u64, (Bytes, Instant)>>,
     pub(super) next_key: AtomicU64,
-    /// When each submitter was heard of last.
+    /// When the last message of each submitter arrived.
     pub(super) heard: Mutex<HashMap<u64, Instant>>,
 }
 
@@ -240,7 +240,7 @@ impl Job {
                 if has_last {
                     return JobOutcome::Answered(answered);
                 }
-                // A submitter that was answered in part waits for the last answer, though nothing is left to say.
+                // A submitter that was answered in part waits for the last answer, though it is empty.
                 if runs.is_empty() && !is_wanted && results.parts.is_empty() && answered == 0 {
                     return JobOutcome::Unwanted;
                 }
@@ -260,7 +260,7 @@ impl Job {
                         runs.retain(|run| run.place != place);
                         is_wanted = !runs.is_empty() || !results.parts.is_empty() || answering.is_some();
                     }
-                    // What the submitter says to the last answer decides.
+                    // The submitter's reply to the last answer decides.
                     Some(JobCommand::GiveBack | JobCommand::Stop) if has_last => {}
                     Some(command @ (JobCommand::GiveBack | JobCommand::Kill)) => {
                         let has_results = !results.parts.is_empty() || answering.is_some() || answered > 0;

@@ -12,7 +12,7 @@ const OLDEST: (u64, u64) = (2, 10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
-/// What the client tells about the connection.
+/// The client's events about the connection.
 #[derive(Debug)]
 pub(super) enum Notice {
     Connected,

@@ -1,4 +1,4 @@
-//! What submitters and hosts say to each other.
+//! The messages between submitters and hosts.
 //!
 //! Each message begins with the version of this format and a byte for its kind; numbers are little-endian, and what follows is
 //! checked against the bytes that are there. Subjects, in the pool `P`:
@@ -7,16 +7,16 @@
 //! |---|---|---|
 //! | `mp.P.t.BUILD.SUBMITTER` | submitter, to the stream, to one host | [`Tasks`] |
 //! | `mp.P.s.SUBMITTER.a.NUMBER` | stream to submitter | the stream has it (JSON, of the server) |
-//! | `mp.P.s.SUBMITTER.r` | host to submitter, who confirms | [`Answer`] |
-//! | `mp.P.s.SUBMITTER.q` | host to submitter, who answers [`Wanted`] | [`Ask`]: is it wanted? |
-//! | `mp.P.s.SUBMITTER.h` | host to submitter, who answers [`Numbers`] that it does not want | [`Held`] |
+//! | `mp.P.s.SUBMITTER.r` | host to submitter, which confirms | [`Answer`] |
+//! | `mp.P.s.SUBMITTER.q` | host to submitter, which answers [`Wanted`] | [`Ask`]: is it wanted? |
+//! | `mp.P.s.SUBMITTER.h` | host to submitter, which answers [`Numbers`] that it does not want | [`Held`] |
 //! | `mp.P.s.SUBMITTER.b` | host to submitter | [`Held`], of the items that were given back before they began |
 //! | `mp.P.s.SUBMITTER.k` | host to submitter | [`Held`], of the items that were given back and may have begun |
-//! | `mp.P.s.SUBMITTER.p`, `mp.P.h.HOST.p` | to the owner of a large value, who answers with it | [`Piece`] |
+//! | `mp.P.s.SUBMITTER.p`, `mp.P.h.HOST.p` | to the owner of a large value, which answers with it | [`Piece`] |
 //! | `mp.P.h.HOST.in`, `mp.P.h.HOST.n.SUBMITTER` | what a host gets for its requests | |
 //! | `mp.P.c` | submitter to all hosts | [`Cancel`] |
 //! | `mp.P.beat` | host to all submitters | [`Beat`] |
-//! | `mp.P.roll` | submitter to all hosts: who is there? | empty |
+//! | `mp.P.roll` | submitter to all hosts: asks for a beat | empty |
 
 use crate::pool::{Limits, Origin};
 use crate::process::entry;
@@ -60,7 +60,7 @@ pub(super) trait Message: Sized {
         writer.0.into()
     }
 
-    /// What the bytes say, all of them. Takes no more memory than they do.
+    /// Decodes all of the bytes, without taking more memory than they do.
     fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
         match bytes.first() {
             Some(&VERSION) => {}
@@ -211,7 +211,7 @@ pub(super) struct Tasks {
     pub(super) submitter: u64,
     /// Of this message, among all of its submitter's.
     pub(super) number: u64,
-    /// A host asks before it begins: there are limits that only its submitter can tell.
+    /// A host asks before it begins: only its submitter knows some of the limits.
     pub(super) is_to_ask: bool,
     pub(super) orders: Vec<MessageOrder>,
     /// The arguments of all orders, one behind the other.
@@ -466,7 +466,7 @@ impl Message for Cancel {
     }
 }
 
-/// A host tells that it is there.
+/// A host shows that it is there.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Beat {
     pub(super) host: u64,

@@ -22,7 +22,7 @@
 // In this module:
 //
 // address.rs    servers, pool, credentials              link.rs      the connection, and what can be wrong with it
-// messages.rs   what submitters and hosts say           stream.rs    the pool's stream and its consumers
+// messages.rs   between submitters and hosts          stream.rs    the pool's stream and its consumers
 // submitter.rs  takes a pool's orders, holds them       roster.rs    the hosts that it knows
 // serving.rs    the type of a host                      host.rs      pulls messages, keeps leases
 // job.rs        one message at a host                   pulls.rs     how many to ask for

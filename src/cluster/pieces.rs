@@ -1,4 +1,4 @@
-//! Large values: whoever has one gives it out in pieces, and whoever wants it asks for several of these at a time.
+//! Large values: the owner of a value sends it in pieces, and the receiver asks for several of these at a time.
 
 use super::messages::{Message, Piece};
 use async_nats::{Client, Request, RequestErrorKind};
@@ -61,7 +61,7 @@ pub(super) async fn fetch(client: &Client, subject: &str, key: u64, len: u64) ->
         fetch_piece(client, subject, piece)
     };
     let mut pieces = stream::iter((0..count).map(|number| ask(number * most))).buffered(AT_ONCE);
-    // The length is only what somebody says, until the first piece is there; the reserved room becomes memory with the others.
+    // The length is not trusted until the first piece is there; the reserved room becomes memory with the others.
     let mut whole = Vec::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
@@ -70,7 +70,7 @@ pub(super) async fn fetch(client: &Client, subject: &str, key: u64, len: u64) ->
                 return Err(Missing::Gone);
             }
             if whole.try_reserve_exact(len as usize).is_err() {
-                // Whoever asks again does not do so at once.
+                // A receiver that asks again does not do so at once.
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 return Err(Missing::NoMemory);
             }

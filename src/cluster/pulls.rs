@@ -1,7 +1,7 @@
 //! How many messages a host has asked the server for, and how many it should ask for.
 //!
-//! A message comes under its own subject, so which request it answers cannot be told: the oldest request is taken to be the
-//! one, which leaves the sum right. A request that the server says is over no longer counts, nor does one whose time has long
+//! A message comes under its own subject, so the request that it answers is not known: the oldest request is taken to be the
+//! one, which leaves the sum right. A request that the server has ended no longer counts, nor does one whose time has long
 //! passed, nor any from before a reconnect.
 
 use std::collections::VecDeque;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// A request is forgotten by the server after this.
 pub(super) const EXPIRES: Duration = Duration::from_secs(10);
-/// After as much more it is over, whatever was heard.
+/// After as much more it is over, without an answer, too.
 const SLACK: Duration = Duration::from_millis(500);
 /// Work for so long is asked for ahead.
 const AHEAD: Duration = Duration::from_millis(5);
@@ -36,7 +36,7 @@ impl Pulls {
         if want * 4 >= slots || self.outstanding == 0 { want } else { 0 }
     }
 
-    /// What the slots will do within a few milliseconds.
+    /// Returns the number of messages that the slots will run within a few milliseconds.
     fn ahead(&self, slots: usize) -> usize {
         let Some(usual) = self.usual else { return 0 };
         let ahead = slots as f64 * AHEAD.as_secs_f64() / usual.as_secs_f64().max(1e-9);
@@ -53,7 +53,7 @@ impl Pulls {
         self.over(1);
     }
 
-    /// The server has ended a request, of which so many were still to come; all of the oldest if it does not say.
+    /// The server has ended a request, of which so many were still to come; all of the oldest if it does not report that.
     pub(super) fn ended(&mut self, left: Option<usize>) {
         let oldest = self.requests.iter().map(|(left, _)| *left).find(|left| *left > 0);
         self.over(left.or(oldest).unwrap_or(0));

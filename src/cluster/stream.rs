@@ -8,7 +8,7 @@ use async_nats::{Client, RequestErrorKind};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// The server says that a name is not there.
+/// The server's answer that a name is not there.
 const NO_SUCH_STREAM: u64 = 10059;
 const NO_SUCH_CONSUMER: u64 = 10014;
 const NO_SUCH_MESSAGE: u64 = 10037;
@@ -38,7 +38,7 @@ impl Names {
         format!("mp.{}.t.{:016x}.{submitter:016x}", self.pool, self.build)
     }
 
-    /// What belongs to a submitter, or to a host.
+    /// Returns a subject of a submitter, or of a host.
     pub(super) fn of(&self, role: char, id: u64, what: &str) -> String {
         format!("mp.{}.{role}.{id:016x}.{what}", self.pool)
     }
@@ -54,7 +54,7 @@ impl Names {
     }
 }
 
-/// What the server's API says when it does not do what it was asked.
+/// The error answers of the server's API.
 #[derive(Debug)]
 pub(super) enum Refusal {
     /// Nobody has answered, which may pass.
@@ -98,7 +98,7 @@ async fn api(client: &Client, subject: String, body: &Value) -> Result<Value, Re
     }
 }
 
-/// What the stream is to be.
+/// Returns the wanted configuration of the stream.
 fn wanted_stream(address: &Address, names: &Names) -> Value {
     json!({
         "name": names.stream,
@@ -246,7 +246,7 @@ pub(super) async fn delete(client: &Client, names: &Names, sequence: u64, messag
     }
 }
 
-/// Whether the stream has message `number` of a submitter, which somebody may hold; not known if the server does not say. In
+/// Whether the stream has message `number` of a submitter, which somebody may hold; not known if the server does not answer. In
 /// a stream that was made anew another message may have its sequence number.
 pub(super) async fn has(
     client: &Client,
@@ -294,7 +294,7 @@ pub(super) async fn submitters(client: &Client, names: &Names) -> Result<Vec<u64
     Ok(ids.collect())
 }
 
-/// What the server says to a message that was published to a stream.
+/// The server's answer to a message that was published to a stream.
 #[derive(Debug, PartialEq)]
 pub(super) enum Stored {
     At(u64),
@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_says_to_a_publish_is_told_apart() {
+    fn answers_to_a_publish_are_distinguished() {
         let read = |text: &str| Stored::read(text.as_bytes());
         assert_eq!(read(r#"{"stream":"MP_x","seq":7}"#), Stored::At(7));
         assert_eq!(read(r#"{"stream":"MP_x","seq":7,"duplicate":true}"#), Stored::At(7));
@@ -342,13 +342,13 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_told_as_the_server_tells_them() {
+    fn byte_counts_are_formatted_as_by_the_server() {
         assert_eq!(base64(&b"Many hands make light work"[..24]), "TWFueSBoYW5kcyBtYWtlIGxpZ2h0IHdv");
         assert_eq!(base64(&[0, 255, 62, 63, 251, 240]), "AP8+P/vw");
     }
 
     #[test]
-    fn a_stream_that_differs_is_told_with_both_values() {
+    fn error_of_a_different_stream_has_both_values() {
         let names = Names::new("p", 1);
         let address = Address::new("nats://h/p");
         let wanted = wanted_stream(&address, &names);

@@ -10,7 +10,7 @@
 //! | killed | what follows |
 //! |---|---|
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
-//! | a host | its messages are handed out again one lease later; the next host asks, and is told how often that was |
+//! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was |
 //! | the server | all of it waits; after a reconnect what was not acknowledged is published again, under the same id |
 
 use super::address::{Address, Target, unsupported};
@@ -54,13 +54,13 @@ const TICK: Duration = Duration::from_millis(100);
 /// After so long without a host of this build, hosts of others are worth a warning.
 const NO_HOST: Duration = Duration::from_secs(2);
 
-/// What the pool has of its submitter.
+/// The pool's side of its submitter.
 pub(super) struct Submitter {
     changed: Notify,
     view: Mutex<View>,
 }
 
-/// What can be asked about it.
+/// The state that can be asked for.
 struct View {
     roster: Roster,
     redelivered: u64,
@@ -130,7 +130,7 @@ impl Outage {
         *self = Self { since: None, why: None, lasting: None };
     }
 
-    /// What to fail with whatever is asked: it has lasted for too long, or will.
+    /// Returns the error for all calls, if the outage has lasted for too long, or will.
     fn error(&self, pool: &str, limit: Duration) -> Option<Error> {
         if let Some(error) = &self.lasting {
             return Some(Error::copy(error));
@@ -230,7 +230,7 @@ struct Sent {
     tried: Instant,
     /// Until when its items are to begin.
     start_by: Option<Instant>,
-    /// The host that was last heard to have it, and when something was last heard of where it is.
+    /// The host that last reported to have it, and when the last report of it arrived.
     holder: Option<u64>,
     heard: Instant,
     /// A host has given it back so often, for which nobody was lost.
@@ -248,7 +248,7 @@ struct Sent {
 }
 
 enum State {
-    /// Not published, or not acknowledged; published again at this time. The stream was asked then, and has said nothing of it since.
+    /// Not published, or not acknowledged; published again at this time. The stream was asked then, and has not answered since.
     Unacknowledged {
         again: Instant,
         silent_since: Option<Instant>,
@@ -265,7 +265,7 @@ impl State {
     }
 }
 
-/// What helpers of the session have to tell.
+/// The events from the tasks of the session.
 enum Event {
     /// A large answer has come.
     Fetched { answer: Answer, outcome: std::result::Result<Bytes, Missing> },
@@ -414,7 +414,7 @@ impl Session {
     fn noticed(&mut self, notice: Notice) {
         match notice {
             Notice::Connected => self.reconnected(),
-            // It may be late, and tell of a connection before this one.
+            // It may be late, and belong to a connection before this one.
             Notice::Disconnected if self.is_connected() => {}
             Notice::Disconnected => _ = self.work.outage.since.get_or_insert_with(Instant::now),
             Notice::Refused(why) => {
@@ -840,7 +840,7 @@ impl Session {
         }
     }
 
-    // What others say.
+    // Messages from others.
 
     async fn arrived(&mut self, message: Arrived) {
         let subject = message.subject.as_str();
@@ -854,9 +854,9 @@ impl Session {
         match what {
             "r" => self.answered(message).await,
             "q" => self.asked(&message).await,
-            "h" => self.told_what_is_held(&message).await,
-            "b" => self.told_what_is_given_back(&message, false),
-            "k" => self.told_what_is_given_back(&message, true),
+            "h" => self.on_held_report(&message).await,
+            "b" => self.on_given_back(&message, false),
+            "k" => self.on_given_back(&message, true),
             "p" => self.asked_for_piece(&message).await,
             _ => {}
         }
@@ -978,7 +978,7 @@ impl Session {
         self.reply(message.reply.clone(), &yes).await;
     }
 
-    async fn told_what_is_held(&mut self, message: &Arrived) {
+    async fn on_held_report(&mut self, message: &Arrived) {
         let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
         let (now, mut unwanted, mut cancelled) = (Instant::now(), Vec::new(), Vec::new());
         for number in numbers {
@@ -991,11 +991,11 @@ impl Session {
             cancelled.extend(places);
         }
         self.reply(message.reply.clone(), &Numbers(unwanted)).await;
-        // The message that said so first may have been lost.
+        // The first such message may have been lost.
         self.cancel(&cancelled).await;
     }
 
-    fn told_what_is_given_back(&mut self, message: &Arrived, has_begun: bool) {
+    fn on_given_back(&mut self, message: &Arrived, has_begun: bool) {
         let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
         for number in numbers {
             let current = self.current(number);
@@ -1051,7 +1051,7 @@ impl Session {
 
     // Claims that are not believed.
 
-    /// Looks for messages of which nothing was heard for two leases.
+    /// Looks for messages that have not been reported for two leases.
     fn seek(&mut self, now: Instant) {
         if !self.is_ready || !self.is_connected() {
             return;

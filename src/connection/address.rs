@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_of_address_is_known_and_anything_else_is_an_error_that_says_why() {
+    fn each_form_of_address_is_parsed_and_others_are_errors_with_the_reason() {
         let forms = [
             ("127.0.0.1:0", Address::Tcp("127.0.0.1:0".into())),
             ("[::1]:7000", Address::Tcp("[::1]:7000".into())),

@@ -10,7 +10,7 @@
 //!
 //! Sending: dropped before its first byte was taken by the stream, nothing is sent. After that the rest of the message
 //! is copied out of the borrowed slice and a task of its own finishes it; the writer goes along and comes back to
-//! whoever sends next. So a message goes whole or not at all, and no later one gets between its bytes. Once
+//! the next sender. So a message goes whole or not at all, and no later one gets between its bytes. Once
 //! the writer itself is dropped, that task has [`LINGER`] to end; then the stream is cut, and the other end has an error.
 
 use crate::error::{Error, ErrorKind, Result};
@@ -30,7 +30,7 @@ const SHORT: usize = 4;
 const LONG: usize = 12;
 /// The stream is read in pieces of this size, so that small messages share a system call.
 const AHEAD: usize = 64 << 10;
-/// What a length alone may reserve; beyond it memory grows with what arrives.
+/// The most memory that a length alone may reserve; beyond it memory grows with the bytes that arrive.
 const TRUSTED: usize = 1 << 20;
 /// A sink flushes itself when it holds this much.
 const BUFFERED: usize = 64 << 10;

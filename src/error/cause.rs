@@ -14,7 +14,7 @@ pub(crate) struct Damage {
 }
 
 impl Damage {
-    /// `why`: which word cannot be, in the terms of the object.
+    /// `why`: which word is impossible, in the terms of the object.
     #[cold]
     pub(crate) fn error(what: &'static str, identity: (u64, u64), why: &'static str) -> std::io::Error {
         std::io::Error::new(std::io::ErrorKind::InvalidData, Self { what, identity, why })

@@ -35,7 +35,7 @@ pages! {
     services = "services.md";
     /// Values that flow from process to process: [`Queue`](crate::Queue), [`simplex`](crate::simplex), [`PoolStreamExt`](crate::PoolStreamExt).
     pipelines = "pipelines.md";
-    /// What moves and what is copied: [`Value`](crate::Value), [`Array`](crate::Array), [`SharedMemory`](crate::SharedMemory), [`Manager`](crate::Manager).
+    /// Values that are moved and values that are copied: [`Value`](crate::Value), [`Array`](crate::Array), [`SharedMemory`](crate::SharedMemory), [`Manager`](crate::Manager).
     sharing = "sharing.md";
     /// How values travel, with every serde attribute.
     values = "values.md";
@@ -43,15 +43,15 @@ pages! {
     hostile = "hostile.md";
     /// `test_support!`, nextest, coverage, and tokio's paused time.
     testing = "testing.md";
-    /// What a running program shows: [`Pool::stats`](crate::Pool::stats), progress, `tracing`, [`debug::dump`](crate::debug::dump).
+    /// Observing a running program: [`Pool::stats`](crate::Pool::stats), progress, `tracing`, [`debug::dump`](crate::debug::dump).
     observing = "observing.md";
-    /// What each thing costs, and how to measure it.
+    /// The cost of each operation, and how to measure it.
     costs = "costs.md";
-    /// How much, how many, how deep, and what cannot be done.
+    /// Sizes, numbers, depths, and operations that are not possible.
     limits = "limits.md";
-    /// What the crate was tried in and what it needs.
+    /// The systems that the crate was tried on, and its requirements.
     where_it_runs = "where-it-runs.md";
-    /// What you see, why, and what to do.
+    /// Symptoms, their causes, and what to do.
     troubleshooting = "troubleshooting.md";
 }
 

@@ -1,4 +1,4 @@
-//! Names in errors of system calls that a sandbox or a kernel does not permit: the errno alone does not say which call it was.
+//! Names in errors of system calls that a sandbox or a kernel does not permit: the errno alone does not identify the call.
 
 use std::io;
 

@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn system_calls_and_proc_tell_the_same() {
+    fn system_calls_and_proc_agree() {
         let mut room = [0; STATUS];
         let from_proc = Status::parse(Kept::default().status(&mut room).unwrap()).unwrap();
         let from_calls = Status::from_system_calls().unwrap();

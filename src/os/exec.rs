@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pidfd_a_thread_tells_of_the_end_and_the_child_is_left_to_be_reaped() {
+    fn without_a_pidfd_a_thread_notices_the_end_and_leaves_the_child_to_be_reaped() {
         let start = |program: &str, argument: &str| {
             #[expect(clippy::zombie_processes, reason = "`Process` reaps it")]
             let child = std::process::Command::new(program).arg(argument).spawn().unwrap();

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lifetimes_do_not_tell_types_apart() {
+    fn types_that_differ_in_lifetimes_are_equal() {
         fn of_borrowed<'a>(_: &'a str) -> TypeId {
             id_of::<&'a str>()
         }

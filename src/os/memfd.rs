@@ -102,7 +102,7 @@ fn has_room(len: u64) -> bool {
     left >= len
 }
 
-/// The bytes of memory that can be had, where the kernel tells.
+/// Returns the bytes of memory that are available, if the kernel reports them.
 fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |name: &str| -> Option<u64> {

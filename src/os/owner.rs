@@ -1,4 +1,4 @@
-//! Whose a file is: in directories that everybody may write to, another user may have put one there first.
+//! The owner of a file: in directories that all users may write to, another user may have put a file there first.
 
 use rustix::fs::{FileType, Stat};
 use std::io;

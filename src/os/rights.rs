@@ -42,7 +42,7 @@ pub(crate) fn came_by_exec() -> bool {
     is_secure() && WERE_FINAL.load(Relaxed) != YES && !is_explained()
 }
 
-/// Returns `true` if the kernel says that the environment of this process may be that of a user with other rights (AT_SECURE).
+/// Returns `true` if the kernel reports that the environment of this process may be that of a user with other rights (AT_SECURE).
 pub(crate) fn is_secure() -> bool {
     // SAFETY: `getauxval` answers for any number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }

@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_socket_that_gets_bytes_at_the_same_moment_is_not_taken() {
         let (ends, receivers, _) = found(b"of the program");
-        // Its sender cannot be told from tokio's by what is unsent, so nothing is replaced.
+        // Its sender cannot be distinguished from tokio's by the unsent bytes, so nothing is replaced.
         assert!(ends.is_err_and(|error| error.to_string().contains("cannot be told")), "{receivers:?}");
     }
 

@@ -5,7 +5,7 @@ use std::io;
 
 /// Stacks up to this size are asked for without a rehearsal.
 const USUAL: usize = 8 << 20;
-/// So many times the stack that is asked for is mapped, up to the usual size, for whoever asks for as much again soon.
+/// So many times the stack that is asked for is mapped, up to the usual size, for calls that soon ask for as much again.
 const AHEAD: usize = 8;
 
 /// Runs `deep` with at least `bytes` of stack below it, on this thread: on its own stack if there is so much left, else

@@ -12,7 +12,7 @@ pub(super) struct Records {
     count: u32,
     /// How many of them are no values.
     failures: u32,
-    /// What these are, by their items, if that is known.
+    /// The kinds of the errors, by their items, if they are known.
     kinds: Vec<(u64, ErrorKind)>,
     bytes: Vec<u8>,
     at: usize,

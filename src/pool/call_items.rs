@@ -35,7 +35,7 @@ pub(super) struct CallItems {
     usual_time: OnceLock<Arc<UsualTime>>,
 }
 
-/// How long items of one function usually take: their median, about. A few that were interrupted say nothing.
+/// How long items of one function usually take: their median, about. A few that were interrupted do not count.
 #[derive(Default)]
 pub(super) struct UsualTime(AtomicU64);
 

@@ -38,7 +38,7 @@ pub(crate) struct EncodedItems {
 
 impl EncodedItems {
     /// Checks items that a stranger may have sent: the function is one of this build and made for such arguments, and there are as
-    /// many records as it says. The function's name.
+    /// many records as stated. Returns the function's name.
     fn check(&self) -> Result<&'static str> {
         let label = self.call.label()?;
         let wrong = |what: &str| {

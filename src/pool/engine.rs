@@ -2,11 +2,11 @@
 //!
 //! No user code runs under the lock, and nothing is decoded there. Each party drives the scheduler for its own purpose:
 //!
-//! | who | does |
+//! | party | does |
 //! |---|---|
 //! | a caller that submits | gives the order to a worker |
 //! | a caller that waits | collects results, its own and those of others |
-//! | the reaction to the doorbell | collects results while no caller looks for them |
+//! | the reaction to the doorbell | collects results while no caller polls for them |
 //! | the driver | handles exits, deadlines and replacements |
 
 use super::batch::ResultBatch;
@@ -233,7 +233,7 @@ impl Shared {
         self.slots[usize::from(brief)].load(Relaxed)
     }
 
-    /// As many as the taker says.
+    /// The number that the taker has set.
     pub(super) fn external_slots(&self) -> usize {
         self.scheduler().external_slots()
     }
@@ -324,8 +324,7 @@ impl Shared {
         self.running.send_modify(|running| *running = self.scheduler().alive());
     }
 
-    /// Tells those who want to know how many workers there are. Without the lock, for it wakes them; whoever tells last has
-    /// looked last.
+    /// Publishes the number of workers, without the lock, because it wakes the waiters. The last call publishes the latest number.
     fn publish_count(&self) {
         self.running.send_if_modified(|running| {
             let alive = self.scheduler().alive();

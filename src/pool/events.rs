@@ -260,7 +260,7 @@ impl Input for Heard {
 fn append(chunk: &mut Chunk, listener: &EncodedMessage) -> Result<()> {
     let (bytes, attachments) = (listener.bytes(), listener.attachments());
     let len = spsc::first(&chunk.body).map_or(0, |(_, arguments, _)| arguments.len());
-    chunk.body.truncate(spsc::HEAD + len);
+    chunk.body.truncate(spsc::HEADER + len);
     chunk.body.reserve(bytes.len() + TAIL + 32);
     chunk.body.extend_from_slice(bytes);
     for count in [bytes.len(), attachments.len()] {

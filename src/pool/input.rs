@@ -44,7 +44,7 @@ pub(super) trait Input: Send {
     /// Packs items into `chunk` until that has as much as it may.
     fn fill(&mut self, chunk: &mut Chunk, most: Most, cx: &mut Context<'_>) -> Stop;
 
-    /// At least so many items are to come, says the source.
+    /// The lower bound of the items to come, by the source's size hint.
     fn remaining(&self) -> usize;
 
     /// The same once more, if it can be had.
@@ -61,7 +61,7 @@ fn pack<A: Serialize + 'static>(chunk: &mut Chunk, arguments: &A) -> Result<Vec<
         return Ok(Vec::new());
     }
     let start = chunk.body.len();
-    chunk.body.extend_from_slice(&[0; spsc::HEAD]);
+    chunk.body.extend_from_slice(&[0; spsc::HEADER]);
     let encoded = wire::append(arguments, &mut chunk.body);
     if encoded.is_ok() {
         spsc::close_record(&mut chunk.body, start)?;

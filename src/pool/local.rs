@@ -65,7 +65,7 @@ fn work(orders: &Orders, notices: &Receiver<()>, at_work: &AtWork) {
                 }
             }
         }
-        // An order that is cancelled says so itself.
+        // A cancelled order notices that itself.
         orders.cancelled();
     }
 }

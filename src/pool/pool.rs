@@ -419,7 +419,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Fails for a pool without worker processes, which cannot be `why`.
+    /// Fails for a pool without worker processes; `why` names the operation.
     fn has_processes(&self, why: &str) -> Result<()> {
         self.handle.shared().taker().map_or(Ok(()), |taker| Err(taker.refuse(why)))
     }

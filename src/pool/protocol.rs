@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn header_of_an_order_has_words_for_what_is_rare_only_where_that_is_there() {
+    fn header_of_an_order_has_rare_words_only_where_they_are_used() {
         let origin = Origin { submitter: 7, call: u64::from(u32::MAX) };
         let plain = Header {
             call: entry::Call::of(|| ()),

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 /// Large results of one worker.
 pub(super) struct SideResults {
     pipe: Mutex<Receiver<EncodedMessage>>,
-    /// Whose results lie in the pipe, in order.
+    /// The owners of the results in the pipe, in order.
     expected: Mutex<VecDeque<Expected>>,
     /// A result was missing or could not be read: the worker is to be killed.
     is_damaged: AtomicBool,
@@ -110,7 +110,7 @@ pub(super) struct SideOrders {
     is_wanted: AtomicBool,
 }
 
-/// What goes through the pipe in the place of an order that was taken back or cannot be sent. No order is empty: its worker
+/// The message that replaces an order that was taken back or cannot be sent. No order is empty: its worker
 /// starts no item of it.
 fn nothing() -> EncodedMessage {
     EncodedMessage::new(Vec::new(), Vec::new())

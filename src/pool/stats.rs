@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_histogram_tells_to_within_a_factor_of_two() {
+    fn histogram_is_exact_to_within_a_factor_of_two() {
         let mut histogram = Histogram::default();
         assert_eq!((histogram.count(), histogram.quantile(0.5)), (0, Duration::ZERO));
         (1..=1000).for_each(|us| histogram.add(Duration::from_micros(us), 1));

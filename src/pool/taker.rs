@@ -268,7 +268,7 @@ impl Order {
     /// Settles items. The first result of an item counts: one that is settled already is passed over.
     ///
     /// # Errors
-    /// `Decode` if the records are not what they say, or are of items that are not of this order: nothing is settled.
+    /// `Decode` if the records are malformed, or are of items that are not of this order: nothing is settled.
     pub(crate) fn settle(&mut self, results: EncodedResults) -> Result<()> {
         let failures = results.check()?;
         if results.count == 0 {
@@ -330,7 +330,7 @@ impl Drop for Order {
     }
 }
 
-/// Results of items with consecutive indexes, as they travel: a record each, whose kind says whether it is a value.
+/// Results of items with consecutive indexes, as they are sent: a record each, whose kind shows whether it is a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EncodedResults {
     pub(crate) first: u64,
@@ -382,7 +382,7 @@ impl EncodedResults {
         Self { records, ..self }
     }
 
-    /// What those are that are no values, by their items.
+    /// Returns the kinds of the errors among the results, by their items.
     fn kinds(&self) -> Vec<(u64, ErrorKind)> {
         let (mut rest, mut kinds) = (&self.records[..], Vec::new());
         for index in self.first.. {
@@ -404,7 +404,7 @@ impl EncodedResults {
     /// Returns how many of them are no values.
     ///
     /// # Errors
-    /// `Decode` if there are not as many outcomes as it says, or something else among them or behind.
+    /// `Decode` if the number of outcomes is not the stated one, or other bytes are among them or behind.
     pub(crate) fn check(&self) -> Result<u32> {
         let (mut rest, mut failures) = (&self.records[..], 0);
         let wrong =

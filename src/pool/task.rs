@@ -264,7 +264,7 @@ impl CurrentTask {
 
     /// Where events go; `None` if nobody has asked for them.
     fn emitter(&self) -> Result<Option<&Emitter>> {
-        // One with a listener is told when it is over.
+        // A task with a listener is notified when it is over.
         let is_over = self.emitter.is_none()
             && match &self.stop {
                 Stop::Sign(sign) => running().as_ref().is_none_or(|running| !running.is_at(sign)),

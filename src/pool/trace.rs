@@ -21,7 +21,7 @@ use tracing::subscriber::NoSubscriber;
 // In the worker.
 
 thread_local! {
-    /// Where the thread that runs items tells; none while it is at something of the pool's own.
+    /// Where the thread that runs items sends its records; none while it is at something of the pool's own.
     static EVENT_WRITER: RefCell<Option<EventWriter>> = const { RefCell::new(None) };
     static IS_OPEN: Cell<bool> = const { Cell::new(false) };
 }
@@ -38,7 +38,7 @@ const LATE: usize = 1024;
 
 static FORWARD: OnceLock<(Arc<Recorder<Forward>>, Dispatch)> = OnceLock::new();
 
-/// Has what the items of an order say told by `writer`, until the guard is dropped. A program that has given its
+/// Sends the spans and events of the items of an order by `writer`, until the guard is dropped. A program that has given its
 /// workers a subscriber of their own keeps it.
 pub(super) fn listen(level: u8, writer: EventWriter) -> Option<DefaultGuard> {
     if !dispatcher::get_default(|default| default.is::<NoSubscriber>()) {
@@ -57,13 +57,13 @@ pub(super) fn listen(level: u8, writer: EventWriter) -> Option<DefaultGuard> {
 /// From here on the function's own code runs.
 pub(super) fn open() {
     if let Some((recorder, _)) = FORWARD.get() {
-        // What was recorded between two items, outside any span, belongs to neither.
+        // Records between two items, outside any span, belong to neither.
         lock(&recorder.sink.late).retain(|message| !message.is_event_without_span());
     }
     IS_OPEN.set(true);
 }
 
-/// From here on it does not. What is left to say is said.
+/// Stops that. The remaining records are sent.
 pub(super) fn close() {
     if let Some((recorder, _)) = FORWARD.get() {
         recorder.sink.tell_late();

@@ -112,7 +112,7 @@ impl Conditions {
         for (resource, limit) in [(Resource::As, self.memory), (Resource::Nofile, self.descriptors)] {
             if let Some(limit) = limit {
                 let least = |limit| getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
-                // A panic at the limit needs memory for what it says.
+                // A panic at the limit needs memory for its message.
                 let spare = if resource == Resource::As { memory::spare() } else { 0 };
                 let limits = Rlimit { current: Some(least(limit)), maximum: Some(least(limit.saturating_add(spare))) };
                 setrlimit(resource, limits).map_err(|error| failed("limits", error))?;
@@ -146,7 +146,7 @@ impl Context {
             if order.kind & IN_PIPE != 0 {
                 // The order may be on its way for as long as the pool needs for results that it does not know of.
                 self.lane.notify_pending();
-                // An order that cannot be read is one whose items cannot.
+                // The items of an order that cannot be read cannot be read either.
                 let parcel = self.orders.blocking_recv().and_then(EncodedMessage::open);
                 match parcel {
                     // All was taken back, or the pool fails what it could not send: nothing is started without arguments.
@@ -205,7 +205,7 @@ impl Context {
         if tag < IN_PIPE && attachments.is_empty() && self.lane.can_carry(payload.len()) {
             return self.lane.report(tag, [payload.bytes(), &[]]).is_ok();
         }
-        // The pipe may be full until the pool takes results, so it is to hear of those that came before.
+        // The pipe may be full until the pool takes results, so it is notified of those that came before.
         self.lane.notify_pending();
         match self.results.blocking_send_encoded(payload, attachments) {
             Ok(()) => self.lane.report(tag | IN_PIPE, [&[], &[]]).is_ok(),

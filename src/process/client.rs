@@ -294,7 +294,7 @@ impl Client {
 }
 
 async fn hang_up(socket: Arc<OwnedFd>) -> io::Result<()> {
-    // `PRIORITY` never comes; a hang-up is always told.
+    // `PRIORITY` never comes; a hang-up is always reported.
     let watched = reactor::watch(socket, Interest::PRIORITY)?;
     while !socket::is_hung_up(watched.get_ref().as_fd()) {
         watched.ready(Interest::PRIORITY).await?.clear_ready();

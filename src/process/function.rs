@@ -1,4 +1,4 @@
-//! What can run in another process, and what the compiler says of the rest.
+//! The functions that can run in another process, and the compiler errors for others.
 //!
 //! One impl of [`Function`] covers everything. It stands on traits that each ask one question, so that a mistake is
 //! reported as the answer to that question, at the caller's line: can it be called with these arguments
@@ -6,7 +6,7 @@
 //! no function pointer ([`NotAFunctionPointer`]), does it borrow nothing ([`Owned`]).
 //!
 //! The language has no negative bound. Where one is wanted, two impls overlap for the types that are refused: a
-//! marker that they differ in can then not be inferred, and the compiler lists the impls, whose marker says why.
+//! marker that they differ in can then not be inferred, and the compiler lists the impls, whose marker names the reason.
 #![forbid(unsafe_code)]
 
 use super::executor::Executor;
@@ -35,7 +35,7 @@ use std::fmt;
 /// - A closure that captures. The values it needs go into the tuple of arguments. `cargo check` reports captures that
 ///   are not `Copy`; captures that are `Copy`, such as a number, are reported by `cargo build`, because the size of a
 ///   closure is known only when code is generated.
-/// - A function pointer, and so the elements of an array of functions: a pointer does not say which function it is.
+/// - A function pointer, and so the elements of an array of functions: a pointer does not identify its function.
 ///   Call `spawn` once for each function, or pass a value that a single function branches on.
 /// - Arguments and results that borrow (`&str`, `&[T]`): take and return `String` and `Vec<T>`.
 /// - Values without a serde form. A `File`, a socket or another descriptor travels as [`Fd`](crate::Fd), a channel is
@@ -48,7 +48,7 @@ use std::fmt;
 /// change, use [`Value`](crate::Value), [`Array`](crate::Array) or an object of a [`Manager`](crate::Manager).
 ///
 /// # Soundness
-/// One kind of capture cannot be told from none: a `Copy` value without a size. A closure that captures only such values
+/// One kind of capture cannot be distinguished from none: a `Copy` value without a size. A closure that captures only such values
 /// is accepted, and the other process makes them out of nothing. That is safe for marker types that mean nothing. It is
 /// not for a token whose existence proves something about the process it is in, if `unsafe` code relies on the proof:
 /// in the other process nothing has been proven. The same holds for [`Maker`](crate::Maker) and
@@ -87,7 +87,7 @@ use std::fmt;
     note = "it takes at most 12 arguments, passed as one tuple: `(a, b)`, `(a,)` or `()`"
 )]
 pub trait Function<Args, Marker>: Copy + Send + 'static {
-    /// What it returns; for an `async fn`, what its future resolves to.
+    /// Its return type; for an `async fn`, the output of its future.
     type Output: Serialize + DeserializeOwned + Send + 'static;
 
     #[doc(hidden)]
@@ -248,7 +248,7 @@ pub trait CapturesNothing: Copy + Send + 'static {}
 #[diagnostic::do_not_recommend]
 impl<F: Copy + Send + 'static> CapturesNothing for F {}
 
-/// A function whose type says which function it is.
+/// A function that is identified by its type.
 #[doc(hidden)]
 pub trait NotAFunctionPointer<Marker> {}
 

@@ -97,7 +97,7 @@ impl<R: DeserializeOwned + 'static> Future for Member<R> {
                     continue;
                 }
                 self.result = Some(match (result, self.failed.take()) {
-                    // What could not be received is not there the second time.
+                    // A result that could not be received is not there the second time.
                     (Err(error), Some(failed)) if error.kind() == ErrorKind::Other => Err(failed),
                     (result, _) => result,
                 });

@@ -165,7 +165,7 @@ struct Birth {
 
 static BIRTH: OnceLock<Birth> = OnceLock::new();
 
-/// Notes who this process and its parent are. Called once, in a new child.
+/// Stores the info of this process and its parent. Called once, in a new child.
 pub(super) fn born(info: ProcessInfo, parent: ProcessInfo) {
     // A process is born once; a second call would be ignored.
     let _ = BIRTH.set(Birth { info, parent });

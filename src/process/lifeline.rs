@@ -10,7 +10,7 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
-/// Pipes that can be opened again, if it is this user who made them.
+/// Pipes that can be opened again, if this user made them.
 const KEPT: usize = 4;
 
 struct Lifeline {

@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_arrives_as_it_was_sent_and_leaves_what_follows() {
+    fn order_arrives_as_sent_and_leaves_the_following_bytes() {
         for order in orders() {
             let mut bytes = order.to_bytes().unwrap();
             bytes.extend(b"arguments");

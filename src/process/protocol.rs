@@ -147,7 +147,7 @@ pub(super) struct Born {
     pub(super) reports_exit: bool,
 }
 
-/// A report about one child. Its last byte says which one it is.
+/// A report about one child. Its last byte is its kind.
 pub(super) enum Report {
     /// The child's pid.
     Born(u32),

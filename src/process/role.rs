@@ -107,7 +107,7 @@ impl Refusal {
     }
 }
 
-/// How a process ended, and why if its exit code says it.
+/// Returns how a process ended, and the reason if its exit code has one.
 pub(super) fn how_it_ended(status: ExitStatus) -> String {
     let refusal = Refusal::ALL.into_iter().find(|refusal| status.code() == Some(*refusal as i32));
     refusal.map_or_else(|| status.to_string(), |refusal| format!("{status}; {}", refusal.why()))
@@ -220,7 +220,7 @@ pub(super) fn start(
             process.end();
             Err(error)
         }
-        // One that has closed its end has ended, or will, and says why by its exit code.
+        // A process that has closed its end has ended, or will, and its exit code has the reason.
         _ => Ok(process),
     }
 }
@@ -249,7 +249,7 @@ pub(super) fn note_arguments() {
 /// A process that has let go of its socket has this long to end.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
-/// After this long a warning says that a process has not reached `init`. It may still do so.
+/// After this long a warning reports that a process has not reached `init`. It may still do so.
 const SLOW_START: Duration = Duration::from_secs(10);
 
 /// Waits, however long `main` takes, until the process has taken its role. A process that fails to is

@@ -19,7 +19,7 @@
 //! 1. There is one thread, or (`single` is `None`) no fork without exec.
 //! 2. It has no more rights than its starter had. It gives children to processes of its own user and group only; after
 //!    [`Request::Retire`], or a request for a child by another user, to none over that connection. It signals a child only for
-//!    the connection over which that child was ordered, whoever its user is by then.
+//!    the connection over which that child was ordered, even if its user has changed.
 //! 3. A child never runs on with a descriptor of the server: `private` lists them all.
 //!
 //! # Death
@@ -33,7 +33,7 @@
 //! - A starter ends: the kernel kills its spares through its lifeline, and its connection hangs up.
 //!
 //! # Cancel
-//! Nothing here is a future.
+//! No await point.
 #![forbid(unsafe_code)]
 
 use super::entry::Call;

@@ -66,7 +66,7 @@ impl Starting {
             return Err(protocol::spawn_error("the fork server cannot be told to serve", error));
         }
         let _waited_for = WaitedFor::note(&process)?;
-        // A server that is gone has reported why, or its exit status tells.
+        // A server that is gone has reported the reason, or its exit status has it.
         let ready = role::wait_until_ready(&socket, &process, "the fork server")?;
         if ready.must_exec {
             warn_of_exec();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::*};
 /// Plain memory: ThreadSanitizer reports every access that is not ordered with the others.
 pub(crate) struct Plain<T>(UnsafeCell<T>);
 
-// SAFETY: whoever uses one holds what its test is about; that this orders the accesses is what the sanitizer checks.
+// SAFETY: its user holds the lock that its test is about; that this orders the accesses is what the sanitizer checks.
 unsafe impl<T: Send> Sync for Plain<T> {}
 
 impl<T: Copy> Plain<T> {

@@ -11,7 +11,7 @@
 //! A descriptor and a mapping die with their process; the memory lives as long as anyone holds it.
 //!
 //! # Cancel
-//! Nothing here waits.
+//! No await point.
 
 use super::atomic::AtomicU64;
 use super::view;

@@ -1,6 +1,6 @@
 //! Children that are kept up: started again when they fail, within limits.
 //!
-//! [`ProcessBuilder::restart`](crate::ProcessBuilder::restart) takes a [`Restart`], which says when, how often and after which time, and makes a
+//! [`ProcessBuilder::restart`](crate::ProcessBuilder::restart) takes a [`Restart`], which sets when, how often and after which time, and returns a
 //! [`SupervisedBuilder`]; [`Supervised`] is the child that it keeps up. A pool replaces its workers by itself and needs none of this.
 // In this module:
 //

@@ -1,6 +1,6 @@
 //! The public type of a supervised child, and the task that keeps it up.
 //!
-//! The task owns the processes, one after the other, each until it has ended. It ends with the last result, when it is told to stop, or when its handle is
+//! The task owns the processes, one after the other, each until it has ended. It ends with the last result, when it is asked to stop, or when its handle is
 //! dropped, which aborts it and so kills the process.
 
 use super::restart::{History, Restart};
@@ -316,7 +316,7 @@ impl Supervision {
     }
 
     fn tell(&self, state: SupervisedState) {
-        // It fails if memory runs out: who watches sees the next state.
+        // It fails if memory runs out: receivers see the next state.
         let _ = self.states.send(state);
     }
 

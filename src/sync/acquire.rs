@@ -1,6 +1,6 @@
 //! The five ways to acquire a primitive, written once: in a task, at once, with a timeout, and on a thread.
 //!
-//! A primitive says how it is taken ([`Acquire`]). Here a refusal, a timeout and the death of the last holder become the
+//! A primitive defines how it is acquired ([`Acquire`]). Here a refusal, a timeout and the death of the last holder become the
 //! result that its public methods return.
 
 use crate::error::{Error, ErrorKind, LockError, Result};
@@ -15,7 +15,7 @@ pub(super) struct Held<G> {
     pub(super) owner_died: bool,
 }
 
-/// What can be acquired.
+/// An object that can be acquired.
 pub(super) trait Acquire {
     /// Proof that it was taken, from which the guard is made.
     type Taken;

@@ -30,7 +30,7 @@ pub(super) struct BarrierCore {
     region: Arc<Region>,
     queue: Arc<WaitQueue>,
     family: &'static Family,
-    /// What `PARTIES` and `TIMEOUT` say, which never change.
+    /// The values of `PARTIES` and `TIMEOUT`, which never change.
     parties: usize,
     timeout: Option<Duration>,
 }
@@ -148,7 +148,7 @@ impl BarrierCore {
     }
 }
 
-/// What `future` yields, if it does so by the deadline.
+/// Awaits `future` until the deadline.
 async fn by<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
     match deadline {
         None => Some(future.await),

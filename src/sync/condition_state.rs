@@ -107,7 +107,7 @@ impl<E: Fn(u16) -> Option<u32>, W: Fn(Member)> ConditionState<'_, E, W> {
         0..self.words[USED].load(Acquire).min(ROWS as u64) as u16
     }
 
-    /// Whose row this is, if that process is alive.
+    /// Returns the owner of a row, if that process is alive.
     fn owner(&self, slot: u16, row: u64) -> Option<Member> {
         let epoch = (self.epoch_of)(slot)?;
         let member = Member { slot, epoch };
@@ -361,7 +361,7 @@ fn one_less(row: u64) -> Option<u64> {
     (waiting(row) > 0 && given(row) > 0).then(|| row - ONE_GIVEN - 1)
 }
 
-/// The waiters, as the rows tell.
+/// Returns the waiters, read from the rows.
 pub(super) fn sleepers(words: &[AtomicU64]) -> impl Iterator<Item = Sleeper> {
     let rows = words[TABLE..TABLE + ROWS].iter().take(words[USED].load(Acquire).min(ROWS as u64) as usize).zip(0..);
     let rows = rows.map(|(row, slot)| (row.load(Acquire), slot)).filter(|(row, _)| waiting(*row) > 0);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_noise_lead_nowhere_and_are_told_from_those_that_can_be() {
+    fn rows_of_noise_are_recognised_and_lead_nowhere() {
         let noise =
             [u64::MAX, 1 << 16, u64::from(u16::MAX), COUNT, given_all(), 1 << EPOCH_SHIFT | given_all() | COUNT];
         for (at, value) in [USED, HEALER, TICKET, TABLE, TABLE + 3, ORDER + 3]

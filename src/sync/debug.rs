@@ -134,8 +134,8 @@ impl Object {
     /// let semaphore = multiprocess::Semaphore::new(3)?;
     /// let _permits = (semaphore.try_acquire()?, semaphore.try_acquire()?);
     /// let dump = multiprocess::debug::dump();
-    /// let (who, permits) = &dump.objects()[0].shares()[0];
-    /// assert_eq!((who.pid(), *permits), (Some(std::process::id()), 2));
+    /// let (holder, permits) = &dump.objects()[0].shares()[0];
+    /// assert_eq!((holder.pid(), *permits), (Some(std::process::id()), 2));
     /// # Ok::<(), multiprocess::Error>(())
     /// ```
     pub fn shares(&self) -> &[(Participant, u32)] {

@@ -29,7 +29,7 @@
 //! | after VERSION | the new value | the next writer takes the lock |
 //!
 //! # Cancel
-//! Nothing here waits: a writer that finds the lock held gets `false`.
+//! No await point: a writer that finds the lock held gets `false`.
 
 use crate::os::fault;
 use crate::shm::atomic::{AtomicU64, fence};

@@ -22,7 +22,7 @@
 //! | COUNT -> a move by an impossible row, for good | the process that finds damage | Release | its caller, all |
 //!
 //! # Invariants
-//! 1. COUNT moves on only from a move that is in its row. So at most one move is not, and `odd` tells whether it is: the row
+//! 1. COUNT moves on only from a move that is in its row. So at most one move is not, and `odd` shows whether it is: the row
 //!    lacks it if its number of moves has the other parity.
 //! 2. A row that was read is changed only if its 33 bits of moves are still the same, so a process that was stopped in between
 //!    changes nothing. A process stopped between reading and changing COUNT goes wrong only if it missed a multiple of 2^20
@@ -43,7 +43,7 @@
 //! | after a give, before the wake | a free permit, sleepers not woken | recovery rings every doorbell |
 //!
 //! # Cancel
-//! Nothing here waits.
+//! No await point.
 
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
@@ -407,7 +407,7 @@ impl<'a, L: Liveness> Holders<'a, L> {
         }
     }
 
-    /// The holders and the number of permits of each, as the rows tell. The last move may be missing. A writer holds [`MAX`].
+    /// The holders and the number of permits of each, read from the rows. The last move may be missing. A writer holds [`MAX`].
     pub(super) fn list(words: &[AtomicU64]) -> Vec<(Member, u32)> {
         let rows = words[FIRST..].chunks_exact(2).map(|row| (row[0].load(Acquire), Row(row[1].load(Acquire)).held()));
         let rows = rows.take_while(|(owner, _)| *owner != 0).filter(|(owner, held)| *held > 0 && *owner != EVERYBODY);

@@ -104,7 +104,7 @@ fn join<T>(
     }
 }
 
-/// What a sleeper does when its doorbell has been rung, until it is not.
+/// Runs a sleeper while its doorbell is rung.
 pub(super) fn look<T>(
     doorbells: &Doorbells,
     me: u16,
@@ -437,7 +437,7 @@ struct World {
     places: Vec<AtomicU64>,
     sleepers: Vec<AtomicU64>,
     doorbells: Doorbells,
-    /// Who comes last has something to do first, and has done it.
+    /// The last party has something to do first, and has done it.
     acts: bool,
     has_acted: AtomicU64,
 }
@@ -512,7 +512,7 @@ fn spawn_at_barrier<T: 'static>(
     })
 }
 
-/// Two parties, of whom one may die, or give up.
+/// Two parties, one of which may die, or give up.
 fn barrier(what: &str, dies_at: Option<&'static str>, gives_up: bool, acting: bool) {
     explore(what, 2, move || {
         let barrier = World::new(2, acting);
@@ -577,7 +577,7 @@ fn models_reset_ends_one_generation() {
     });
 }
 
-/// Who is late for a generation takes no place from those of the next.
+/// A party that is late for a generation takes no place from those of the next.
 #[test]
 fn models_late_party_displaces_nobody() {
     explore("late for a reset", 2, || {

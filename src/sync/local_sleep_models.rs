@@ -37,7 +37,7 @@ struct World {
     len: AtomicU64,
     /// The doorbell of the other process.
     rung: AtomicU64,
-    /// What the mutex guards.
+    /// The data that the mutex guards.
     value: Plain<u64>,
 }
 

@@ -5,7 +5,7 @@
 //! | let one at a time do something | [`Lock`]; one that its holder may take again, [`RLock`] |
 //! | let many read, or one write | [`RwLock`] |
 //! | let at most n at a time do something | [`Semaphore`]; one that never gets more permits, [`BoundedSemaphore`] |
-//! | say that something has happened | [`Event`] |
+//! | announce that something has happened | [`Event`] |
 //! | wait until shared data are as wanted | [`Condition`] |
 //! | wait until n have arrived | [`Barrier`] |
 //! | cancel work in all processes | [`CancellationToken`] |

@@ -70,7 +70,7 @@ enum Part {
     Left,
 }
 
-/// What a process does that waits for something: as `until` and `line` do it.
+/// A process that waits, as `until` and `local_queue` do it.
 trait Waits {
     fn sleepers(&self) -> Sleepers<'_>;
     fn doorbells(&self) -> &Doorbells;
@@ -173,7 +173,7 @@ fn settle<W: Waits>(mut parts: Vec<(W, Part)>) -> Vec<(W, Part)> {
 struct Guarded {
     words: Vec<AtomicU64>,
     doorbells: Doorbells,
-    /// What the mutex guards.
+    /// The data that the mutex guards.
     value: Plain<u64>,
 }
 
@@ -301,7 +301,7 @@ fn exclusion(what: &str, preemptions: usize, roles: &[Role]) {
         let dead = (roles.len() - parts.len()) as u64;
         let value = world.value.read();
         assert!((done..=done + dead).contains(&value), "{value} changes by {done} and {dead} dead");
-        // Whoever comes now gets it.
+        // A newcomer gets it.
         let mut last = Acquirer { world: world.clone(), me: 3, waited: 0, is_handoff: false };
         assert!(play(3, None, || last.attempt(false)).unwrap());
     });
@@ -403,7 +403,7 @@ impl Waits for Waiter {
     }
 }
 
-/// Who wakes how many, and how many wake if nobody dies.
+/// The number that a notifier wakes, and the number that wake if no process dies.
 #[derive(Clone, Copy)]
 enum Notify {
     One,
@@ -431,7 +431,7 @@ fn notices(
                 Waiter { world: world.clone(), me, local, ticket }
             })
             .collect();
-        // Who lives and stays sleeps when the others begin, but for the first.
+        // Those that live and stay sleep when the others begin, but for the first.
         let moves = |(waiter, role): &(Waiter, &Role)| waiter.me == 0 || role.cancels || role.dies_at.is_some();
         let (moving, asleep): (Vec<_>, Vec<_>) = entered.into_iter().zip(&roles).partition(moves);
         let start = |(mut waiter, _): (Waiter, _)| {
@@ -497,7 +497,7 @@ fn models_notice_of_a_dead_waiter_is_passed_on() {
         [Role { dies_at: Some(AT[3]), ..LIVES }, LIVES],
     ];
     for (at, roles) in AT.iter().zip(&DYING) {
-        // Who leaves the list may have used its notice.
+        // A process that leaves the list may have used its notification.
         let at_least = usize::from(*at != "sleep.unmarked");
         notices(at, 2, roles, &[Notify::One], None, (at_least, 1));
         notices(&format!("{at}, all"), 2, roles, &[Notify::All], None, (1, 2));

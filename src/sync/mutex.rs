@@ -374,7 +374,7 @@ pub(super) struct Mutex {
     region: Arc<Region>,
     first: usize,
     queue: Arc<WaitQueue>,
-    /// What errors call the object.
+    /// The object's name in errors.
     what: &'static str,
 }
 
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn releasing_what_another_holds_closes_the_mutex_and_wakes_all() {
+    fn release_by_another_than_the_holder_closes_the_mutex_and_wakes_all() {
         let words = words();
         let mutex = Words(&words);
         assert!(mutex.take_free(A));

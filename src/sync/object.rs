@@ -23,7 +23,7 @@ pub(super) const FIRST: usize = 1;
 /// The prefix of the names of all objects' memfds.
 pub(super) const MEMFD: &str = "multiprocess-";
 
-/// The holders and the waiters of an object, as its words tell.
+/// The holders and the waiters of an object, read from its words.
 #[derive(Default)]
 pub(super) struct Report {
     /// The holder and since when, in nanoseconds of [`clock`](crate::os::clock).

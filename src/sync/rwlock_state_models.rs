@@ -18,7 +18,7 @@ struct Doors {
     doorbells: Doorbells,
     /// Of each process.
     own: Vec<Own>,
-    /// What the lock guards: a writer changes one after the other.
+    /// The data that the lock guards: a writer changes one after the other.
     value: Plain<[u64; 2]>,
 }
 
@@ -196,8 +196,8 @@ impl Doors {
     }
 }
 
-/// The first begin where they are, and stay there until the others, who play their roles at once, have done so. In the
-/// end nobody sleeps, and whoever comes may read and write.
+/// The first begin where they are, and stay there until the others, which play their roles at once, have done so. In the
+/// end no process sleeps, and a newcomer may read and write.
 fn doors(what: &str, preemptions: usize, stay: &[Role], play_at_once: &[Role]) {
     let (stay, play_at_once) = (stay.to_vec(), play_at_once.to_vec());
     explore(what, preemptions, move || {
@@ -210,7 +210,7 @@ fn doors(what: &str, preemptions: usize, stay: &[Role], play_at_once: &[Role]) {
             }
             actor
         };
-        // Who is inside is so before others fall asleep for it.
+        // The holders are inside before others fall asleep.
         let is_inside = |role: &&Role| role.at == Inside;
         let (mut playing, mut staying): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
         playing.extend(play_at_once.iter().filter(is_inside).map(begin));

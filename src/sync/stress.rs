@@ -1,6 +1,6 @@
 //! The cores on heap memory, by threads that play processes, of which some die at any point: what sanitizers watch.
 //!
-//! What a lock protects is plain memory, so ThreadSanitizer says whether its acquire and release order what they must.
+//! The data of each lock is plain memory, so ThreadSanitizer checks whether acquire and release order the accesses.
 //! Fences, which it does not understand, order nothing plain here: the wake of a sleeper rests on them, and one that is
 //! lost is found by the deadline.
 
@@ -165,7 +165,7 @@ impl Process<'_> {
 /// Each process plays its `part` so many times. What it keeps from one time to the next, `L`, it loses when it dies.
 /// Returns how many have died.
 fn play<L: Default>(rounds: u32, are_mortal: bool, part: impl Fn(&Process<'_>, &mut L) + Sync) -> u64 {
-    // What the points know is found out before there are threads: a std without instruments hides that they share it.
+    // The state of the fault points is initialised before there are threads: an uninstrumented std hides that they share it.
     fault::point("beginning");
     let (doorbells, deaths, has_failed) = (zeros(PROCESSES.into()), AtomicU64::new(0), AtomicBool::new(false));
     let world = World { members: Members::new(PROCESSES), doorbells, deaths, has_failed };
@@ -279,7 +279,7 @@ fn a_mutex_excludes_on_the_heap() {
 }
 
 #[test]
-fn a_mutex_excludes_on_the_heap_whoever_dies() {
+fn mutex_excludes_on_the_heap_at_any_death() {
     a_mutex_excludes(true, false);
     a_mutex_excludes(true, true);
 }
@@ -363,10 +363,10 @@ fn readers_and_writers_exclude_each_other_on_the_heap() {
     readers_and_writers(true);
 }
 
-/// A mutex with two rooms: whoever finds nothing to do waits in one until somebody from the other tells it.
+/// A mutex with two conditions: a process that finds nothing to do waits at one until a process of the other side notifies it.
 struct Store {
     mutex: Vec<AtomicU64>,
-    rooms: [Vec<AtomicU64>; 2],
+    conditions: [Vec<AtomicU64>; 2],
     /// How many have been put, and taken.
     items: Plain<[u32; 2]>,
 }
@@ -378,7 +378,7 @@ const ROOM_FOR: u32 = 2;
 
 impl Store {
     fn sleepers(&self, side: usize) -> Sleepers<'_> {
-        Sleepers::new(&self.rooms[side][condition_state::EVENT..condition_state::TABLE])
+        Sleepers::new(&self.conditions[side][condition_state::EVENT..condition_state::TABLE])
     }
 
     fn with_state<R>(
@@ -389,7 +389,7 @@ impl Store {
     ) -> R {
         let woken = RefCell::new(Vec::new());
         let result = act(&ConditionState {
-            words: &self.rooms[side],
+            words: &self.conditions[side],
             epoch_of: &|slot| process.world.members.epoch_of(slot),
             wake: &|member| woken.borrow_mut().push(member),
         });
@@ -427,8 +427,8 @@ impl Store {
 /// Processes with an even slot put, the others take, until all has been put and taken.
 fn a_store(are_mortal: bool, some_give_up: bool) {
     let all = 2 * ROUNDS;
-    let rooms = [zeros(condition_state::LEN), zeros(condition_state::LEN)];
-    let store = Store { mutex: zeros(mutex::LEN), rooms, items: Plain::new([0; 2]) };
+    let conditions = [zeros(condition_state::LEN), zeros(condition_state::LEN)];
+    let store = Store { mutex: zeros(mutex::LEN), conditions, items: Plain::new([0; 2]) };
     play(4 * all, are_mortal, |process, (local, has_done): &mut (LocalWaiters, bool)| {
         let (side, mutex) = (usize::from(process.me.slot % 2), Mutex(&store.mutex));
         if *has_done {
@@ -451,7 +451,7 @@ fn a_store(are_mortal: bool, some_give_up: bool) {
             store.with_state(process, side, |state| state.notify_all(Some(process.me)));
         }
         mutex.unlock(process);
-        // Who dies before this has a successor that wakes the others once more.
+        // A process that dies before this has a successor that wakes the others once more.
         *has_done = is_end;
     });
     assert_eq!(store.items.read(), [all; 2]);
@@ -499,7 +499,7 @@ impl Gate {
     }
 }
 
-/// What each wrote before it came all see after they have passed.
+/// All parties see, after they have passed, the writes of each before it arrived.
 #[test]
 fn barrier_orders_writes_before_it_on_the_heap() {
     let gate = Gate::new();
@@ -513,9 +513,9 @@ fn barrier_orders_writes_before_it_on_the_heap() {
     });
 }
 
-/// A generation ends alike for all its parties, whoever dies; each index is had once.
+/// A generation has one outcome for all its parties, whichever of them die; each index is returned once.
 #[test]
-fn barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
+fn barrier_ends_alike_for_all_on_the_heap_at_any_death() {
     let gate = Gate::new();
     // More generations than there can be: each round of a process ends one at most, and resets one at most.
     let most = 2 * usize::from(PROCESSES) * ROUNDS as usize + 2;
@@ -551,7 +551,7 @@ fn barrier_ends_alike_for_all_on_the_heap_whoever_dies() {
     assert!(counts[0] > 0 && counts[1] > 0, "passed and broken: {counts:?}");
 }
 
-/// Who reads a value sees what its writer had done before; it is never torn.
+/// A reader of a value sees the earlier writes of its writer; the value is never torn.
 fn double_buffer(are_mortal: bool) {
     let (control, buffers) = (zeros(double_buffer::CONTROL), zeros(double_buffer::buffer_words(32)));
     let register = DoubleBuffer { control: &control, buffers: &buffers };

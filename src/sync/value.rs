@@ -152,7 +152,7 @@ impl Core for ValueCore {
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let size = region.words()[SIZE].load(Acquire) as usize;
-        // What its memory has no room for cannot be: whether it has room is seen below, where there is no overflow.
+        // A length beyond its memory is impossible. That is checked below, where nothing overflows.
         if size > MOST {
             return Err(io::ErrorKind::InvalidData.into());
         }

@@ -82,7 +82,7 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watches<F> {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// Watches what `make` says on the runtime that polls too; an edge that came before counts. May react at once, so
+    /// Watches the descriptor that `make` returns on the runtime that polls, too; an edge that came before counts. May react at once, so
     /// the caller holds no lock that the reaction takes.
     pub(super) fn listen<R: Fn() + Send + Sync + 'static>(
         &self,

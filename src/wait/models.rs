@@ -14,7 +14,7 @@ const FOR_ALL: u64 = 2;
 
 struct World {
     words: Vec<AtomicU64>,
-    /// What sleepers wait for: each takes one.
+    /// The tokens that sleepers wait for: each takes one.
     items: AtomicU64,
     doorbells: Vec<AtomicU64>,
 }
@@ -111,7 +111,7 @@ impl World {
         if self.take() { Part::Got } else { self.look(me, self.try_or_join(me, None)) }
     }
 
-    /// What a sleeper does when its doorbell is rung, until it is not.
+    /// Runs a sleeper while its doorbell is rung.
     fn look(&self, me: u16, mut part: Part) -> Part {
         while let Part::Asleep(place) = part {
             let rung = self.doorbells[usize::from(me)].swap(0, AcqRel);
@@ -212,7 +212,7 @@ fn models_two_sleepers_two_notifiers() {
     explore("two sleepers, two notifiers", 1, || act(&[LIVES, LIVES], &[None, None], 0));
 }
 
-/// Who succeeds at its second look, thanks to a change that notified nobody, must not keep the notice for the next.
+/// A waiter that succeeds at its second attempt, by a change that notified nobody, must not keep the notification for its next wait.
 #[test]
 fn models_success_passes_a_later_notification_on() {
     explore("two sleepers, two puts", 2, || {

@@ -146,7 +146,7 @@ impl Drop for Waiter<'_> {
         let mut sleeping = lock(&self.waiters.sleeping);
         let gone = sleeping.position(id).map(|at| sleeping.wakers.remove(at));
         if sleeping.wakers.is_empty() {
-            // Under the lock: who adds a waker after this arms the alarm after this. Who was woken and tries, does so too.
+            // Under the lock: a waiter that adds a waker after this arms the alarm after this, and so does one that was woken and tries.
             self.waiters.line.disarm();
         }
         drop(sleeping);

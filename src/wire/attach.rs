@@ -67,7 +67,7 @@ impl AsFd for Attachment {
     }
 }
 
-/// What encoding and decoding on this thread is about. Kept apart from the lists, so that the usual value, without
+/// The purpose of encoding or decoding on this thread. Kept apart from the lists, so that the usual value, without
 /// a handle in it, touches two plain words.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Context {
@@ -85,7 +85,7 @@ thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     static LEAVING: RefCell<Vec<Attachment>> = const { RefCell::new(Vec::new()) };
     static ARRIVED: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
-    /// What handles of one value have in common; those of the current value begin at `SHARED_FROM`.
+    /// Objects that handles of one value share; those of the current value begin at `SHARED_FROM`.
     static SHARED: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
     static SHARED_LEN: Cell<usize> = const { Cell::new(0) };
     static SHARED_FROM: Cell<usize> = const { Cell::new(0) };
@@ -125,7 +125,7 @@ pub(crate) fn depth() -> u32 {
     DEPTH.get()
 }
 
-/// What handles of the value being encoded or decoded on this thread have in common: made by the first of them,
+/// An object that handles of the value being encoded or decoded on this thread share: made by the first of them,
 /// dropped after the last.
 pub(crate) fn in_common<S: Any, E>(
     is_it: impl Fn(&S) -> bool,
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_is_taken_once_by_who_reads_the_message_itself() {
+    fn descriptor_is_taken_once_by_a_reader_of_the_message_itself() {
         let (reader, end) = pipe();
         let encoded = EncodedMessage::of(&(end, 0u32)).unwrap();
         // Two handles that name the same descriptor: damage.

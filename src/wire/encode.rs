@@ -47,7 +47,7 @@ impl Buffer {
         Self::Bytes(memory::with_room(if takes_buffer::<T>() { Vec::new() } else { spare() }, len))
     }
 
-    /// What [`decode`] does.
+    /// Decodes, as [`decode`].
     pub(crate) fn decode<T: DeserializeOwned + 'static>(self, fds: Vec<OwnedFd>) -> Result<T> {
         match self {
             Self::Bytes(bytes) => decode(Parcel { bytes, fds }),
@@ -102,7 +102,7 @@ pub(crate) fn needs_memory<T: 'static>(len: usize) -> bool {
     needs_memory_beside_buffer::<T>(len) && !plain::are_numbers::<T>()
 }
 
-/// The same for a value that is received into a buffer as a whole, as numbers on lease are.
+/// The same for a value that is received into a buffer as a whole, as numbers that are borrowed are.
 pub(crate) fn needs_memory_beside_buffer<T: 'static>(len: usize) -> bool {
     len >= DISCARD_FROM && !plain::takes_buffer::<T>()
 }
@@ -228,7 +228,7 @@ impl Message {
         }
     }
 
-    /// What there is to send: [`payload`](Self::payload), to be copied once, and what is attached to it.
+    /// Returns the parts to send: [`payload`](Self::payload), to be copied once, and its attachments.
     pub(crate) fn parts<'a, T: 'static>(&'a mut self, value: &'a T) -> (Payload<'a>, &'a [Attachment]) {
         self.parts_of(Some(value))
     }

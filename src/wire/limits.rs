@@ -5,9 +5,9 @@ use std::cell::Cell;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-/// So many levels are permitted if nobody has said otherwise.
+/// The levels that are permitted by default.
 const DEFAULT: u32 = 1024;
-/// So many levels are permitted at most: what is nested deeper is not read, whoever wrote it.
+/// The most levels that any limit permits: a value nested deeper is not read.
 pub(super) const DEEPEST: u32 = 1 << 17;
 
 thread_local! {
@@ -60,7 +60,7 @@ impl Drop for Restore {
 /// be nested 1024 levels deep. Each sequence, tuple, map, struct, `Some` and variant with content is a level; a node of a
 /// linked list is two, its struct and its `Some`. Deeper values are refused while they are encoded, with
 /// [`ErrorKind::Encode`](crate::ErrorKind::Encode), so that what was taken can be read. The limit counts where a value is
-/// encoded, on this thread; whoever receives it needs none. At most 131,072 levels are possible.
+/// encoded, on this thread; the receiver needs none. At most 131,072 levels are possible.
 ///
 /// The receiver reads a deep value on a stack that is mapped for it, of up to 32 KiB for each level, of which only what
 /// is used takes memory. If there is no such stack to be had, it fails with

@@ -1,7 +1,7 @@
 //! Messages that are nothing but bytes or numbers skip serde: they travel as they lie in memory, for both sides are
 //! the same program on the same machine.
 //!
-//! serde walks a `Vec<u8>` or `[f64; 8]` element by element. What a message is can be told by its type alone, and the
+//! serde walks a `Vec<u8>` or `[f64; 8]` element by element. The form of a message is determined by its type alone, and the
 //! comparisons of types below are settled when the program is compiled.
 
 use crate::os::memory;
@@ -236,7 +236,7 @@ pub(crate) fn are_numbers<T: 'static>() -> bool {
     cases!(i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64)
 }
 
-/// What became of a buffer.
+/// A buffer after a read.
 pub(super) enum Read<T> {
     /// The value, and the buffer if it is free again.
     Value(T, Option<Vec<u8>>),
@@ -274,7 +274,7 @@ pub(super) fn read<T: 'static>(buffer: Vec<u8>) -> Read<T> {
     Read::NotPlain(buffer)
 }
 
-/// What bytes are that stay where they are.
+/// The meaning of bytes that stay where they are.
 pub(super) enum Seen<T> {
     Value(T),
     /// The type is plain, but these bytes are none of its values.

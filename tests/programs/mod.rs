@@ -25,7 +25,7 @@ pub fn start(program: &Path, arguments: impl IntoIterator<Item = impl AsRef<std:
     command.spawn().expect("the program starts")
 }
 
-/// Waits until the program has ended and whoever inherited its output has closed it.
+/// Waits until the program has ended and all processes that inherited its output have closed it.
 pub fn finish(child: Child, deadline: Duration) -> Output {
     let (name, group) = (format!("{child:?}"), Pid::from_child(&child));
     let (done, output) = channel();

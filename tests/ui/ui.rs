@@ -1,7 +1,7 @@
 //! Mistakes do not compile, and the compiler says what to do instead.
 
 #[test]
-fn mistakes_are_compile_errors_that_say_what_to_do() {
+fn mistakes_are_compile_errors_with_advice() {
     let tests = trybuild::TestCases::new();
     tests.pass("pass.rs");
     for mistake in [

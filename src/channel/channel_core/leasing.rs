@@ -242,7 +242,7 @@ impl ChannelCore {
         }
     }
 
-    /// Those who wait for dead letters: at the same event as those who join, as waiters of their own.
+    /// Waiters for dead letters: at the same event as those that join, as waiters of their own.
     fn dead_letters_queue(&self) -> Result<&Arc<WaitQueue>> {
         if let Some(queue) = self.dead_letters.get() {
             return Ok(queue);

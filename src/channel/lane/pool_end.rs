@@ -28,7 +28,7 @@ pub(crate) struct PoolEnd {
     given: u32,
     /// How far each order that may be under way goes at most.
     ends: [Cell<u32>; AHEAD as usize],
-    /// Something that cannot be was found; it is told once, instead of results.
+    /// An impossible value was found; it is reported once, instead of results.
     is_damaged: Cell<bool>,
     is_over: bool,
 }
@@ -124,13 +124,13 @@ impl PoolEnd {
         is_its.then(|| Duration::from_micros(now_us().saturating_sub(note >> INDEX_BITS)))
     }
 
-    /// How long the worker was at order `number`, by its own clock, if it says so. For an order whose last result has come.
+    /// How long the worker was at order `number`, by its own clock, if it reported that. For an order whose last result has come.
     pub(crate) fn took(&self, number: u32) -> Option<Duration> {
         let ns = took(&self.region, number).load(Relaxed);
         (ns > 0).then(|| Duration::from_nanos(ns))
     }
 
-    /// Returns `true` if something was found that cannot be.
+    /// Returns `true` if an impossible value was found.
     pub(crate) fn is_damaged(&self) -> bool {
         self.is_damaged.get()
     }
@@ -148,7 +148,7 @@ impl PoolEnd {
         result_notification::will_notify(row(&self.region, number).0)
     }
 
-    /// Wants to hear of each result of order `number` from now on, and looks for those that were put before after this.
+    /// Asks for a notification of each result of order `number` from now on, and looks for those that were put before after this.
     pub(crate) fn enable_notification(&self, number: u32) {
         result_notification::enable_notification(row(&self.region, number).0);
     }

@@ -50,7 +50,7 @@ impl StopSign {
         Ok(shown == Some(true))
     }
 
-    /// The item is done: whoever waits need not any more.
+    /// The item is done: waiting threads need not wait any more.
     pub(crate) fn dismiss(&self) {
         self.region.words()[word::WATCHED].store(0, Release);
         if let Ok(queue) = WaitQueue::new(self.region.clone(), word::STOP, None) {

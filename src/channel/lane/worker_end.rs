@@ -126,7 +126,7 @@ impl WorkerEnd {
         self.notifier.notify_pending(&self.pool);
     }
 
-    /// Notes that an item started at `now_us`, for who counts its time.
+    /// Notes that an item started at `now_us`, for the pool, which measures its time.
     pub(crate) fn note_start(&self, order: &LaneOrder, index: u32, now_us: u64) {
         let note = now_us << INDEX_BITS | (u64::from(index) + 1) & INDEX;
         row(&self.region, order.number).1.store(note, Release);
@@ -154,7 +154,7 @@ impl WorkerEnd {
         len <= RESULTS as usize / 4 && self.results.can_hold(len)
     }
 
-    /// Puts the result of the item that was started last; waits for room. The pool is told with the next
+    /// Puts the result of the item that was started last; waits for room. The pool is notified with the next
     /// [`start`](Self::start), or by [`notify_pending`](Self::notify_pending).
     #[inline]
     pub(crate) fn report(&mut self, kind: u8, parts: [&[u8]; 2]) -> io::Result<()> {
@@ -177,7 +177,7 @@ impl WorkerEnd {
         until_blocking(room, None, attempt)?.unwrap_or(Ok(()))
     }
 
-    /// Who writes among the results while an item runs; [`catch_up`](Self::catch_up) then.
+    /// Returns a writer that writes among the results while an item runs; call [`catch_up`](Self::catch_up) after it.
     pub(crate) fn event_writer(&self, kind: u8) -> io::Result<EventWriter> {
         let Self { region, room, pool, .. } = self;
         let (region, room, pool) = (region.clone(), room.clone(), pool.clone());
@@ -190,7 +190,7 @@ impl WorkerEnd {
     }
 
     /// Gives an order up: all its items are done, or were taken back. If all were, or some since it came to it, a pool that
-    /// has taken this worker for stopped is told that it goes on.
+    /// has taken this worker for stopped is notified that it goes on.
     pub(crate) fn finish(&mut self, order: LaneOrder) {
         let claim = Claim::of(row(&self.region, order.number).0.load(Acquire));
         self.orders.consume(orders(&self.region), order.len);
@@ -212,7 +212,7 @@ impl WorkerEnd {
     }
 }
 
-/// What an item has to say before its result goes among the results, as records of a kind of their own. It belongs to
+/// Events of an item before its result go among the results, as records of a kind of their own. They belong to
 /// the thread that runs the items, between an item's start and its result.
 pub(crate) struct EventWriter {
     region: Arc<Region>,

@@ -223,7 +223,7 @@ impl Ring {
         let mut name = self.word(word::GET_SEGMENT).load(Acquire);
         while name != 0 && chain.len() < extents::MOST {
             chain.push(name);
-            // What follows an extent that cannot be mapped now is not lost; better to free nothing.
+            // The chain behind an extent that cannot be mapped now is not lost; better to free nothing.
             let Ok(extent) = self.extents.open_to_take(name) else { return };
             name = extent.segment().next();
         }

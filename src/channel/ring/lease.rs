@@ -126,7 +126,7 @@ impl Ring {
             }
         }
         if found.is_none() && self.check_closed()? {
-            // Closed is said after the last put: look once more.
+            // `CLOSED` is set after the last put: look once more.
             found = self.settle_taker(side)?;
             if found.is_none() {
                 return Ok(if is_awaited { Leasing::Empty } else { Leasing::Closed });
@@ -153,7 +153,7 @@ impl Ring {
         fault::point("lease.filled");
         let held = leases.hold(entry, me);
         fault::point("lease.held");
-        // In this order a death loses nothing: whoever finds the item in the ring and in the entry completes the move.
+        // In this order a death loses nothing: a process that finds the item in the ring and in the entry completes the move.
         let copied = match record.fds {
             0 => Ok(Some(Vec::new())),
             count => fds.copy(record.number, count as usize).and_then(|copied| {

@@ -91,7 +91,7 @@ fn segments_of_other_sizes_leave_room_for_one_that_is_needed() {
     let small: Vec<u64> = (1..extents::MOST).map(|_| ring.extents.allocate(BASE / 8).unwrap()).collect();
     assert!(ring.extents.allocate(BASE / 8).is_err());
     small.into_iter().for_each(|name| ring.extents.retire(name));
-    // Who made room in the list for it has died.
+    // The process that made room in the list for it has died.
     assert!(ring.extents.empty_row().is_some());
     for size in [1 << 20, 3 << 20, 10] {
         assert_eq!(push(&ring, &vec![1; size]), Push::Done);
@@ -160,7 +160,7 @@ fn memory_of_a_large_backlog_is_given_back() {
 }
 
 #[test]
-fn limits_in_items_and_in_bytes() {
+fn ring_refuses_records_beyond_its_item_or_byte_limit() {
     let items = ring(2, 0);
     assert_eq!([push(&items, b"a"), push(&items, b"b"), push(&items, b"c")], [Push::Done, Push::Done, Push::Full]);
     assert_eq!(pop(&items).unwrap(), b"a");
@@ -300,7 +300,7 @@ fn corrupt_bytes_are_an_error() {
 }
 
 #[test]
-fn what_is_found_damaged_is_closed_for_all_and_told_once() {
+fn damaged_ring_is_closed_for_all_and_reported_once() {
     let ring = ring(0, 0);
     let other = another(&ring);
     ring.word(word::GET_SEGMENT).store(12345, Release);
@@ -341,12 +341,12 @@ fn no_word_of_the_head_leads_to_a_panic_or_an_endless_loop() {
     }
 }
 
-/// The same if its first words still say that it is a ring.
+/// Opens it if its first words are still those of a ring.
 fn another_or(ring: &Ring) -> Option<Ring> {
     Ring::open(ring.region().fd().try_clone().unwrap()).ok()
 }
 
-/// So many bytes of a record, each page of which says where it belongs.
+/// So many bytes of a record, each page of which contains its own number.
 fn stamped(len: usize, n: usize) -> Vec<u8> {
     let mut bytes = vec![n as u8; len];
     bytes

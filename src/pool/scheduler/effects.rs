@@ -80,7 +80,7 @@ pub(in crate::pool) struct Effects {
     /// Workers that were killed because they did not end within their time.
     pub(in crate::pool) late: Vec<(String, Duration)>,
     pub(super) now: Option<Instant>,
-    /// Whose orders have come to their end, how many items those were, and how long they took if their worker says so.
+    /// The calls whose orders have come to their end, the number of items, and the time they took if their worker reported it.
     pub(super) ended: Vec<(Arc<CallItems>, u32, Option<Duration>)>,
 }
 

@@ -228,7 +228,7 @@ impl Scheduler {
             kill_reason: None,
         };
         self.seats.set_worker(seat, worker);
-        // It may have had something to say before anybody knew it.
+        // It may have sent results before the pool knew it.
         self.seats.suspect(seat);
         if let Some(timeout) = self.config.initializer_timeout.filter(|_| phase == Phase::Beginning) {
             self.at(later(now, timeout), Event::Initializer(seat, generation, timeout), effects);

@@ -35,7 +35,7 @@ impl Scheduler {
         self.seats.len() <= self.few
     }
 
-    /// Returns `true` if some worker has put results that it may not tell of any more, or will soon have no orders.
+    /// Returns `true` if some worker has put results that it may not notify of any more, or will soon have no orders.
     pub(in crate::pool) fn should_collect(&self) -> bool {
         let tells = |worker: &Worker, last: &Running| {
             last.is_quiet && last.end >= lane::MANY && worker.lane.will_notify(last.number)

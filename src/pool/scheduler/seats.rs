@@ -1,6 +1,6 @@
 //! The seats of a pool, and a set of seats for each question of the scheduler, so that none needs a walk.
 //!
-//! Whoever changes a worker borrows it from here, which notes its seat as touched. [`Seats::update`] then moves touched seats to the sets that they
+//! Code that changes a worker borrows it from here, which notes its seat as touched. [`Seats::update`] then moves touched seats to the sets that they
 //! belong to; the scheduler calls it before it asks.
 
 use super::DEPTH;

@@ -77,7 +77,7 @@ impl Scheduler {
         self.reclaim(seat, 1, effects);
         let Some(mut worker) = self.seats.take_worker(seat) else { return };
         let was_planned = worker.phase == Phase::Leaving;
-        // An item that kills its worker says nothing about the workers.
+        // A worker that was killed by its item is no sign that workers cannot start.
         worker.has_worked |= worker.running.iter().any(|running| running.done < running.end);
         for running in std::mem::take(&mut worker.running) {
             let Running { group, chunk, done, end, .. } = running;

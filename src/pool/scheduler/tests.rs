@@ -51,7 +51,7 @@ impl MockWorker {
             return true;
         };
         if *at_work > 0 {
-            // What it was at is done.
+            // The item that it ran is done.
             if self.lane.is_last(order, *at_work - 1) {
                 self.lane.note_took(order, Duration::from_micros(1));
             }
@@ -137,7 +137,7 @@ impl World {
         result
     }
 
-    /// The driver's turn, after `ms`: it starts workers, and hears of those that were killed.
+    /// The driver's turn, after `ms`: it starts workers, and receives the exits of those that were killed.
     fn time(&mut self, ms: u32) {
         self.now += MS * ms;
         for seat in 0..self.mocks.len() {
@@ -252,7 +252,7 @@ impl World {
         }
     }
 
-    /// What holds after each event.
+    /// The invariants, checked after each event.
     fn check(&mut self) {
         let scheduler = &mut self.scheduler;
         scheduler.seats.update();
@@ -290,7 +290,7 @@ impl World {
             let takes_more = scheduler.seats.takes_more(seat);
             assert!(!(takes_more && worker.is_vacating), "others might wait behind orders of a worker that is vacated");
             let level = level.filter(|level| *level < DEPTH && (*level == 0 || takes_more));
-            // What it has done about orders that it was stopped at is known when its mark is seen.
+            // The state of the orders that it was stopped at is known when its mark is seen.
             let is_right = worker.stalled.is_some() || found == level;
             assert!(is_right, "a worker with {} orders is in set {found:?}", worker.running.len());
             assert!(index.taken.contains(seat));
@@ -364,7 +364,7 @@ fn run(few: usize, acts: impl Iterator<Item = Act>) {
         acts_done.0.push(act);
         world.act(act);
     }
-    // Whoever has a worker checked out gives it back.
+    // Each checkout gives its worker back.
     world.act(Act::Release);
     world.finish();
     drop(acts_done);
@@ -377,7 +377,7 @@ fn more_workers_are_called_in_when_brief_items_turn_out_long() {
     world.time(0);
     world.act(Act::Resize(1, SEATS));
     assert!(world.mocks[1..].iter().all(Option::is_none), "one worker");
-    // One order each, all of which the one worker takes; whoever begins one does not get on.
+    // One order each, all of which the one worker takes; a worker that begins one does not get on.
     world.submit(DEPTH as u32, 1, true, Options::default());
     for _ in 0..8 {
         for mocks in world.mocks.iter_mut().flatten().filter(|mocks| mocks.order.is_none()) {
@@ -525,7 +525,7 @@ fn call_of_one_item_does_not_go_behind_a_map_whose_worker_has_room() {
 }
 
 #[test]
-fn idle_worker_takes_over_a_part_of_what_lies_behind_long_items_at_another() {
+fn idle_worker_takes_over_some_items_behind_long_ones_at_another() {
     let mut world = World::new(0);
     world.submit_many(8, MS);
     world.start(0);

@@ -91,7 +91,7 @@ pub(super) struct Worker {
     pub(super) has_reported: bool,
     /// Since when it is to end once it has nothing to do.
     pub(super) leaving: Option<Instant>,
-    /// Why it was killed, if that says something about those to come.
+    /// The reason why it was killed, if later workers may be killed for it, too.
     pub(super) overdue: Option<Error>,
     /// The circumstances of its end, once known.
     pub(super) end: Circumstances,

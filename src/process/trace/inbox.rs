@@ -23,7 +23,7 @@ pub(in crate::process) struct Traces {
 }
 
 impl Traces {
-    /// Makes it for `caller`; `None` outside a runtime, which has nobody who could read. A child without descriptors for it starts all the same.
+    /// Makes it for `caller`; `None` outside a runtime, where no task could read. A child without descriptors for it starts all the same.
     pub(in crate::process) fn open(caller: Arc<Caller>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
         let opened = socket::packet_pair().and_then(|(ours, theirs)| {
@@ -39,7 +39,7 @@ impl Traces {
         }
     }
 
-    /// What goes with the order: the level that is of interest, and the child's end.
+    /// Returns the fields for the order: the level that is of interest, and the child's end.
     pub(in crate::process) fn theirs(&self) -> (u8, BorrowedFd<'_>) {
         (Caller::level(), self.theirs.as_fd())
     }

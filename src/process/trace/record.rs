@@ -23,7 +23,7 @@ pub(crate) enum Message {
 }
 
 impl Message {
-    /// Returns `true` if nothing but its time says to which task it belongs.
+    /// Returns `true` if only its time shows to which task it belongs.
     pub(crate) fn is_event_without_span(&self) -> bool {
         matches!(self, Self::Event { parent: None, .. })
     }

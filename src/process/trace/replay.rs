@@ -223,7 +223,7 @@ impl Site {
 }
 
 impl Callsite for Site {
-    // Whoever tells something asks each time, as callers differ in what they want.
+    // The level is checked each time, as callers differ in the levels that they want.
     fn set_interest(&self, _: Interest) {}
 
     fn metadata(&self) -> &Metadata<'_> {

@@ -79,7 +79,7 @@ const SHAPES_KEPT: usize = 1 << 10;
 /// serde's `Deserializer`, by reference. Within rows, tags come from their template.
 pub(super) struct Reader<'de, const ROW: bool = false> {
     rest: &'de [u8],
-    /// What is left of the template of a row.
+    /// The rest of the template of a row.
     template: &'de [u8],
     table: &'de [u8],
     shapes: Vec<Shape>,
@@ -87,7 +87,7 @@ pub(super) struct Reader<'de, const ROW: bool = false> {
     depth: u32,
     /// How many bytes were left where a value was last read as an option, and how often it may still be.
     bare: (usize, u32),
-    /// What the type of the first row has asked for so far, while that is read.
+    /// The requests of the type of the first row so far, while that is read.
     asked: Option<Box<Asked>>,
 }
 
@@ -810,7 +810,7 @@ struct Rows<'b, 'de> {
     rest: &'de [u8],
     layout: Layout,
     is_first: bool,
-    /// What the type of the elements asks for, if that is just what was written: the first element shows it.
+    /// The requests of the type of the elements, if they are exactly the written parts: the first element shows it.
     exact: Option<Box<Asked>>,
 }
 
@@ -824,7 +824,7 @@ impl<'de> Rows<'_, 'de> {
         self.by_template(row, seed)
     }
 
-    /// Reads a row part by part, as its template says.
+    /// Reads a row part by part, by its template.
     #[inline(never)]
     fn by_template<S: DeserializeSeed<'de>>(&mut self, row: &'de [u8], seed: S) -> Result<S::Value> {
         (self.reader.rest, self.reader.template, self.reader.bare) = (row, self.template, (0, 0));

@@ -105,7 +105,7 @@ const TYPES: &[fn(&[u8])] = &[
 fn check_as<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
     let Ok(value) = from_slice::<T>(bytes) else { return };
     let (mut sent, mut again) = (Vec::new(), Vec::new());
-    // What was read may be deeper than what may be sent.
+    // A value that was read may be deeper than the limit for sending.
     if append(&value, &mut sent).is_err() {
         return;
     }

@@ -25,7 +25,7 @@
 //!   it that there is enough stack before it begins.
 //!
 //! Bytes that are damaged are an error: nothing is allocated that the bytes which are there do not justify, and
-//! nothing is nested deeper than the message says.
+//! nothing is nested deeper than the message announces.
 
 mod de;
 mod names;

@@ -30,7 +30,7 @@ struct Node {
     /// The message in which it has the number `shape`.
     message: u64,
     shape: u32,
-    /// What it is in a table, once it has been in one.
+    /// Its encoding in a table, once it has been in one.
     written: Vec<u8>,
 }
 
@@ -193,7 +193,7 @@ fn names_of(nodes: &[Node], list: u32) -> Vec<&'static str> {
     names
 }
 
-/// What a list is in a table.
+/// Encodes a list for a table.
 #[cold]
 fn written(nodes: &[Node], list: u32) -> Result<Vec<u8>> {
     let names = names_of(nodes, list);

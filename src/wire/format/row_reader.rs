@@ -12,7 +12,7 @@ use crate::os::identity;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use std::any::TypeId;
 
-/// What the type of a row asked for, as far as it asked for just what was written.
+/// The requests of the type of a row, as long as they are exactly the written parts.
 #[derive(Default)]
 pub(super) struct Asked {
     /// A 1, and then the codes of the parts; something else if the type asked otherwise.

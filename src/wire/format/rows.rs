@@ -23,7 +23,7 @@ pub(super) const END: u8 = 14;
 pub(super) const BOOL: u8 = 15;
 const BITS: u32 = 4;
 
-/// What the rows of one sequence have in common.
+/// The common form of the rows of one sequence.
 #[derive(Default)]
 pub(super) struct Template {
     /// A 1, and then the codes of the parts, four bits each.
@@ -144,7 +144,7 @@ fn size(tag: u8) -> Option<usize> {
     }
 }
 
-/// What the rows of a template have in common, as its reader needs it.
+/// The common form of the rows of a template, as its reader needs it.
 #[derive(Default)]
 pub(super) struct Layout {
     /// How many bytes a row takes.

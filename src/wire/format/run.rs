@@ -24,7 +24,7 @@ pub(super) struct Seen<'a> {
     pub(super) bytes: &'a [u8],
 }
 
-/// What `iter` goes through, if it is a `Vec` or slice that can lie in memory as it is.
+/// Returns the slice behind `iter`, if it is a `Vec` or slice that can be copied as it lies in memory.
 #[inline(always)]
 pub(super) fn see<I>(iter: &I) -> Option<Seen<'_>> {
     macro_rules! case {
@@ -137,7 +137,7 @@ fn visitor_of<'de, T: serde::Deserialize<'de>>() -> TypeId {
     }
 }
 
-/// A deserializer that only looks who asks.
+/// A deserializer that only finds out the type of its visitor.
 struct Probe;
 
 struct Found(TypeId);

@@ -16,11 +16,11 @@ thread_local! {
     static KEPT: Cell<Option<Box<Kept>>> = const { Cell::new(None) };
 }
 
-/// What one message leaves for the next of its thread.
+/// State that one message leaves for the next of its thread.
 #[derive(Default)]
 struct Kept {
     names: Names,
-    /// What the rows of the sequence that is being written have in common.
+    /// The template of the rows of the sequence that is being written.
     template: Template,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// What follows the value.
+    /// The tables that follow the value.
     fn finish(&mut self) -> Result<()> {
         if self.is_broken {
             return fail("its own code went on after a part of it could not be written");
@@ -213,11 +213,11 @@ const LONGEST_TUPLE: usize = 16;
 /// How a sequence is being written.
 #[derive(Clone, Copy)]
 enum Form {
-    /// Its first element will tell.
+    /// Not known before its first element.
     Open,
     /// `SEQ8` with this count.
     Short(u8),
-    /// `SEQ` of one element so far, which will tell whether these are rows.
+    /// `SEQ` of one element so far, which decides whether these are rows.
     Second,
     /// `SEQ`; the count is written last.
     Long,
@@ -232,14 +232,14 @@ pub(super) struct Elements<'b, 'a> {
     start: usize,
     count: u64,
     form: Form,
-    /// At least so many elements there will be, says the value.
+    /// The lower bound of the elements, by the value.
     expected: usize,
     /// The depth outside.
     outer: u32,
 }
 
 impl<'b, 'a> Elements<'b, 'a> {
-    /// `len`: as many as the value says there will be.
+    /// `len`: the number of elements that the value announces.
     #[inline(always)]
     fn short(writer: &'b mut Writer<'a>, len: u8) -> Result<Self> {
         let (outer, start) = (writer.down()?, writer.out.len());
@@ -386,7 +386,7 @@ impl<'b, 'a> Elements<'b, 'a> {
     }
 }
 
-/// Turns the `SEQ8` at `start`, which said another count, into a `SEQ`.
+/// Turns the `SEQ8` at `start`, which has another count, into a `SEQ`.
 #[cold]
 #[inline(never)]
 fn lengthen(out: &mut Vec<u8>, start: usize, count: u64) {

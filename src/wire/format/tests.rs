@@ -56,7 +56,7 @@ mod options {
     }
 
     #[test]
-    fn options_are_read_as_what_is_in_them_where_that_was_asked_for() {
+    fn options_are_read_as_their_content_where_that_was_asked_for() {
         assert_eq!(from_slice::<u32>(&bytes_of(&Some(5u32))).unwrap(), 5);
         assert_eq!(from_slice::<Option<u32>>(&bytes_of(&5u32)).unwrap(), Some(5));
         assert_eq!(from_slice::<String>(&bytes_of(&Some(Some("text")))).unwrap(), "text");
@@ -411,7 +411,7 @@ mod variants {
     }
 
     #[test]
-    fn untagged_variants_are_told_apart() {
+    fn untagged_variants_are_distinguished() {
         same(vec![
             Untagged::Circle { radius: 1.0 },
             Untagged::Square { side: 2.0 },
@@ -426,7 +426,7 @@ mod variants {
     }
 
     #[test]
-    fn tags_and_what_is_flattened_come_back() {
+    fn tags_and_flattened_fields_come_back() {
         same(Tagged { x: None });
         same(vec![
             Adjacent::Unit,
@@ -475,7 +475,7 @@ mod odd {
     }
 
     #[test]
-    fn a_part_that_failed_fails_the_whole_whoever_swallows_the_error() {
+    fn failed_part_fails_the_whole_though_its_error_is_swallowed() {
         for error in [append(&Swallows, &mut Vec::new()), append(&vec![(1u8, Swallows)], &mut Vec::new())] {
             assert!(error.unwrap_err().to_string().contains("went on after a part of it"));
         }
@@ -521,7 +521,7 @@ mod odd {
     }
 
     #[test]
-    fn names_that_are_equal_or_empty_are_told_apart() {
+    fn names_that_are_equal_or_empty_are_distinguished() {
         same((Empty {}, Same::Same, Empty {}, Same::Other { same: 1 }, Nameless { field: 1 }));
         same(vec![(Nameless { field: 1 }, Empty {}); 20]);
         same((PhantomData::<u8>, [(); 20], vec![PhantomData::<u8>; 20], vec![[0u8; 0]; 20], vec![Empty {}; 20]));
@@ -594,7 +594,7 @@ mod odd {
     }
 
     #[test]
-    fn what_serde_buffers_arrives() {
+    fn values_buffered_by_serde_arrive() {
         same(ByNumber { zero: 7, one: 8, rest: BTreeMap::from([(0, "a".to_string()), (1, "b".to_string())]) });
         let unit = Outer::Tagged(Middle { at: 1, kind: Kind::Unit });
         let inner = |option| Inner { points: vec![(1.5, 2); 12], unit: (), option };
@@ -612,7 +612,7 @@ mod odd {
         ]);
     }
 
-    /// Fields that come twice, not at all, or in another order than was said.
+    /// Fields that come twice, not at all, or in another order than announced.
     struct Fields(&'static [&'static str]);
     impl Serialize for Fields {
         fn serialize<S: Serializer>(&self, serializer: S) -> Written<S> {
@@ -849,7 +849,7 @@ mod runs {
     }
 
     #[test]
-    fn rows_are_read_by_who_asks_for_something_else() {
+    fn rows_are_read_by_types_that_ask_for_something_else() {
         let samples: Vec<_> = (0..10).map(|at| (at, at as f32)).collect::<Vec<(u64, f32)>>();
         let expected = serde_json::to_value(&samples).unwrap();
         assert_eq!(from_slice::<serde_json::Value>(&bytes_of(&samples)).unwrap(), expected);
@@ -869,7 +869,7 @@ mod runs {
         );
     }
 
-    /// A pair that reads its second number as a number or, if the first says so, as a list of one, or swaps the names of a struct.
+    /// A pair that reads its second number as a number or, depending on the first, as a list of one, or swaps the names of a struct.
     #[derive(PartialEq, Debug)]
     struct Fickle(u8, u8);
 
@@ -921,7 +921,7 @@ mod runs {
         }
     }
 
-    /// Written as a pair, of which the second part counts only if the first says so.
+    /// Written as a pair, of which the second part counts depending on the first.
     #[derive(PartialEq, Debug, Clone)]
     struct Maybe(Option<u32>);
 
@@ -1046,7 +1046,7 @@ mod runs {
     }
 
     #[test]
-    fn tuples_that_say_another_length_are_counted() {
+    fn tuples_that_announce_another_length_are_counted() {
         struct Odd(usize, usize);
         impl Serialize for Odd {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -1117,7 +1117,7 @@ mod depth {
     }
 
     #[test]
-    fn what_is_permitted_arrives_on_a_small_stack() {
+    fn value_of_the_permitted_depth_arrives_on_a_small_stack() {
         on_a_small_stack(|| {
             let nested = (0..500).fold(Tagged::Leaf, |inner, _| Tagged::Node { values: vec![inner] });
             assert!(from_slice::<Tagged>(&bytes_of(&nested)).unwrap() == nested);
@@ -1169,7 +1169,7 @@ mod depth {
     }
 
     #[test]
-    fn what_is_too_deep_is_refused_when_it_is_written() {
+    fn value_that_is_too_deep_is_refused_by_the_writer() {
         on_a_small_stack(|| {
             let (short, long) = (list(511), list(512));
             assert_eq!(length(back(&short)), 511);

@@ -1,4 +1,4 @@
-//! Which visitors serde and its companions have made, told by the names of their types.
+//! Recognises the visitors of serde and its companions by the names of their types.
 
 /// Returns `true` if serde derived the visitor `V`. Others are known to take a struct as a map, as text formats give it to them;
 /// whether also as a sequence is not. The name is serde's convention: were it to change, structs would be read by names.
