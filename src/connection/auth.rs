@@ -301,6 +301,19 @@ mod tests {
         }
     }
 
+    /// `verify_slice` takes the same time wherever they differ; an operator would not. A clock could not show it in a test: the
+    /// hash takes a hundred times longer than the comparison.
+    #[test]
+    fn proofs_are_compared_in_constant_time_only() {
+        let source = include_str!("auth.rs").split("#[cfg(test)]").next().unwrap();
+        let by_operator = source.lines().filter(|line| {
+            let is_code = !line.trim_start().starts_with("//") && !line.contains(".len()");
+            is_code && line.contains("proof") && [" == ", " != ", ".eq("].iter().any(|by| line.contains(by))
+        });
+        assert_eq!(by_operator.collect::<Vec<_>>(), Vec::<&str>::new());
+        assert_eq!(source.matches("verify_slice(proof)").count(), 3);
+    }
+
     #[test]
     fn a_challenge_is_not_answered_in_the_role_that_asked_it_and_only_while_it_is_open() {
         let asked = Asked::at_random(Role::Client).unwrap();

@@ -293,6 +293,14 @@ impl Client {
     }
 }
 
+/// Has the server of this process send a signal, if it does so for this connection.
+#[cfg(test)]
+pub(super) fn ask_for_signal(pid: u32, signal: rustix::process::Signal) -> io::Result<()> {
+    let client = Client::get();
+    let connection = client.connection.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+    protocol::try_send(connection.socket.as_fd(), &Request::Signal { pid, signal: signal.as_raw() })
+}
+
 async fn hang_up(socket: Arc<OwnedFd>) -> io::Result<()> {
     // `PRIORITY` never comes; a hang-up is always reported.
     let watched = reactor::watch(socket, Interest::PRIORITY)?;

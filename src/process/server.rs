@@ -648,6 +648,7 @@ fn kernel_reports_exits(single: Option<SingleThreaded>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::{Process, client};
 
     #[test]
     fn child_belongs_to_the_connection_that_ordered_it_last() {
@@ -656,6 +657,32 @@ mod tests {
         assert!(orderers.ordered(7, 1) && !orderers.ordered(7, 2) && !orderers.ordered(8, 1));
         orderers.note(7, 2); // It had ended, and its pid was given again.
         assert!(orderers.ordered(7, 2) && !orderers.ordered(7, 1));
+    }
+
+    async fn is_endless() {
+        std::future::pending::<()>().await;
+    }
+
+    /// A process with a connection of its own: it tries to have a child of another one killed, then its own.
+    async fn kills_by_its_connection(other: u32) -> Option<i32> {
+        let mut own = Process::builder().daemon(true).spawn(is_endless, ()).unwrap();
+        for pid in [other, own.pid()] {
+            client::ask_for_signal(pid, Signal::KILL).unwrap();
+        }
+        // Requests are taken in order.
+        own.wait().await.unwrap().signal()
+    }
+
+    #[tokio::test]
+    async fn of_two_live_connections_neither_has_a_child_of_the_other_signalled() {
+        let mut victim = Process::spawn(is_endless, ()).unwrap();
+        let attackers = [(); 3].map(|()| Process::spawn(kills_by_its_connection, (victim.pid(),)).unwrap());
+        for attacker in attackers {
+            assert_eq!(attacker.await.unwrap(), Some(Signal::KILL.as_raw()));
+        }
+        assert!(victim.is_alive());
+        client::ask_for_signal(victim.pid(), Signal::KILL).unwrap();
+        assert_eq!(victim.wait().await.unwrap().signal(), Some(Signal::KILL.as_raw()));
     }
 
     #[test]
