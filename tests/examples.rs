@@ -62,6 +62,9 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("queue_hello", &[], Exactly("Hello from process\n")),
     ("spawn_cost", &[], Each(5, 5, |line| line.contains(" us"))),
     ("squares", &[], Exactly("[1, 4, 9, 16, 25]\n")),
+    ("stations", &[], Exactly("station north is ready: true\nstation south is ready: true\nstation west is ready: true\neach has measured in both units\na station heard that a storm comes\n\
+                               a station heard that a storm comes\na station heard that a storm comes\n\
+                               3 lines of log from them\n")),
     ("three_tasks", &[], Lines(&["Task 0 is running", "Task 1 is running", "Task 2 is running"])),
     ("treesum", &["LICENSE-APACHE"], Exactly(
         "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4  LICENSE-APACHE\n")),
