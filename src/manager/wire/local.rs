@@ -51,10 +51,6 @@ impl ClientEnd {
 }
 
 impl Transport for ClientEnd {
-    fn carries_descriptors(&self) -> bool {
-        true
-    }
-
     fn is_inside(&self) -> bool {
         true
     }
@@ -66,18 +62,12 @@ impl Transport for ClientEnd {
     fn recv(&self) -> Option<Result<EncodedMessage>> {
         lock(&self.answers).pop_front().map(Ok)
     }
-
-    fn close(&self) {}
 }
 
-/// The manager's end.
+/// The manager's end. Requests do not come by it: see [`Host::take`].
 pub(crate) struct ServerEnd;
 
 impl Transport for ServerEnd {
-    fn carries_descriptors(&self) -> bool {
-        true
-    }
-
     fn is_inside(&self) -> bool {
         true
     }
@@ -89,11 +79,4 @@ impl Transport for ServerEnd {
         }
         Ok(true)
     }
-
-    /// Requests do not lie anywhere: see [`Host::take`].
-    fn recv(&self) -> Option<Result<EncodedMessage>> {
-        None
-    }
-
-    fn close(&self) {}
 }

@@ -274,10 +274,6 @@ impl Pipe {
 }
 
 impl Transport for Pipe {
-    fn carries_descriptors(&self) -> bool {
-        true
-    }
-
     fn has_room(&self) -> bool {
         // While another thread copies a message, however large, nobody waits for that: one more is begun meanwhile.
         let Some(mut outlet) = free(&self.outlet) else { return true };

@@ -14,7 +14,9 @@ pub(crate) type Changed = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) trait Transport: Send + Sync {
     /// Whether descriptors can ride on a message. If so, both ends are of one family.
-    fn carries_descriptors(&self) -> bool;
+    fn carries_descriptors(&self) -> bool {
+        true
+    }
 
     /// Whether the client is part of the manager's process, where the object that a handle is part of counts it.
     fn is_inside(&self) -> bool {
@@ -40,7 +42,9 @@ pub(crate) trait Transport: Send + Sync {
     fn press(&self) {}
 
     /// The next message, if one is there. An error is the last, and the end.
-    fn recv(&self) -> Option<Result<EncodedMessage>>;
+    fn recv(&self) -> Option<Result<EncodedMessage>> {
+        None
+    }
 
     /// Whether [`recv`](Self::recv) would yield something.
     fn has_message(&self) -> bool {
@@ -63,5 +67,5 @@ pub(crate) trait Transport: Send + Sync {
     }
 
     /// Ends the connection: the other end sees this one go.
-    fn close(&self);
+    fn close(&self) {}
 }
