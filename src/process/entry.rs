@@ -100,7 +100,8 @@ impl Call {
 }
 
 /// Equal on both sides exactly if function, arguments and result are of the same types.
-fn fingerprint<F: 'static, A: 'static, R: 'static>() -> u64 {
+#[inline]
+pub(crate) fn fingerprint<F: 'static, A: 'static, R: 'static>() -> u64 {
     /// A [`TypeId`] is a hash already, and hands over as much of it as fits: so this is a constant.
     #[derive(Default)]
     struct Words(u64);

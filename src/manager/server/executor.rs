@@ -5,7 +5,7 @@ use super::state::{Job, Next, Server, Task};
 use crate::error::{Error, Result};
 use crate::manager::wire::local::AT_WORK_ON;
 use crate::manager::wire::messages::{self, Op, Reader, Writer};
-use crate::manager::wire::method::{Dispatch, Frame};
+use crate::manager::wire::method::Frame;
 use crate::os::fault;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
@@ -17,7 +17,6 @@ use std::sync::atomic::Ordering::*;
 thread_local! {
     /// The function that this thread called last.
     pub(crate) static LAST_ENTRY: Cell<Option<u64>> = const { Cell::new(None) };
-    static TABLE: Cell<Option<Box<Dispatch>>> = const { Cell::new(None) };
 }
 
 /// Calls.
@@ -174,11 +173,7 @@ impl Server {
 
 fn enter(op: &Op, frame: &mut Frame) -> Result<()> {
     LAST_ENTRY.set(Some(op.entry));
-    // User code in it may come back here, on another object.
-    let mut table = TABLE.take().unwrap_or_default();
-    let result = table.enter(op, frame);
-    TABLE.set(Some(table));
-    result
+    frame.enter(op)
 }
 
 /// Runs one operation of a job on an object whose turn is held, and returns it if it has to wait.

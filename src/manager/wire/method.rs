@@ -4,14 +4,15 @@ use super::messages::{Lend, MAKER, Op, Reader, Span, Writer, malformed};
 use super::waiting::{self, Settle, Ticket, Try, Waitable, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
-use crate::process::entry::catch_panic;
+use crate::process::entry::{catch_panic, fingerprint};
 use crate::process::function::{captures_nothing, up_to_eleven};
 use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::any::{Any, TypeId, type_name};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::any::{Any, type_name};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::marker::PhantomData;
 use std::task::Poll;
 
@@ -212,37 +213,9 @@ where
     Op { object, entry, fingerprint: fingerprint::<F, A, T>() }
 }
 
-/// Equal on both sides exactly if these types are.
-#[inline]
-fn fingerprint<F: 'static, A: 'static, T: 'static>() -> u64 {
-    let mut hasher = Plainly::default();
-    TypeId::of::<(F, A, T)>().hash(&mut hasher);
-    hasher.finish()
-}
-
-/// For what is a hash already, or a place in the image: nobody can choose either.
-#[derive(Default)]
-struct Plainly(u64);
-
-impl Hasher for Plainly {
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_le_bytes(word));
-        }
-    }
-
-    #[inline]
-    fn write_u64(&mut self, word: u64) {
-        // Knuth's multiplicative hashing.
-        self.0 = (self.0.rotate_left(32) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
+thread_local! {
+    /// The dispatch table: entries that were found, by their place.
+    static FOUND: RefCell<BTreeMap<u64, image::Entry>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// The input and output of an entry.
@@ -338,6 +311,22 @@ impl Frame {
         Self { fingerprint: 0, object: None, reader, arguments: None, out, wait: None, result: None }
     }
 
+    /// Calls a method on the object, or makes one where there is none. After an error, the answer is as before.
+    pub(crate) fn enter(&mut self, op: &Op) -> Result<()> {
+        let entry = entry_at(op.entry)?;
+        (self.fingerprint, self.result) = (op.fingerprint, None);
+        // All that is the user's may panic, also what decodes and drops arguments. The object stays, and its caller gets an error.
+        let start = self.out.len();
+        let entered = catch_panic(|| {
+            entry(self);
+            Ok(())
+        });
+        let why = "a call names something that is not a function for objects of a manager";
+        let called =
+            entered.and_then(|()| self.result.take().unwrap_or_else(|| Err(Error::new(ErrorKind::Decode, why))));
+        called.inspect_err(|_| self.out.truncate(start))
+    }
+
     /// The arguments, if they were encoded for exactly these types.
     fn arguments<F: 'static, A: DeserializeOwned + 'static, T: 'static>(&mut self) -> Result<A> {
         if self.fingerprint != fingerprint::<F, A, T>() {
@@ -350,34 +339,15 @@ impl Frame {
     }
 }
 
-/// The dispatch table: finds entries by their place, and remembers those it has found.
-#[derive(Default)]
-pub(crate) struct Dispatch(HashMap<u64, image::Entry, BuildHasherDefault<Plainly>>);
-
-impl Dispatch {
-    /// Calls a method on the frame's object, or makes one where there is none. After an error, the answer is as before.
-    pub(crate) fn enter(&mut self, op: &Op, frame: &mut Frame) -> Result<()> {
-        let unknown = |why| Error::new(ErrorKind::Decode, why);
-        let entry = match self.0.get(&op.entry) {
-            Some(entry) => *entry,
-            None => {
-                let entry = image::entry_at(op.entry);
-                let entry = entry.ok_or_else(|| Error::new(ErrorKind::Decode, image::why_unknown(op.entry)))?;
-                self.0.insert(op.entry, entry);
-                entry
-            }
-        };
-        (frame.fingerprint, frame.result) = (op.fingerprint, None);
-        // All that is the user's may panic, also what decodes and drops arguments. The object stays, and its caller gets an error.
-        let start = frame.out.len();
-        let entered = catch_panic(|| {
-            entry(frame);
-            Ok(())
-        });
-        let why = "a call names something that is not a function for objects of a manager";
-        let called = entered.and_then(|()| frame.result.take().unwrap_or_else(|| Err(unknown(why))));
-        called.inspect_err(|_| frame.out.truncate(start))
-    }
+/// The entry at this place. Most are called again and again.
+fn entry_at(place: u64) -> Result<image::Entry> {
+    FOUND.with_borrow_mut(|found| match found.entry(place) {
+        Entry::Occupied(entry) => Ok(*entry.get()),
+        Entry::Vacant(free) => match image::entry_at(place) {
+            Some(entry) => Ok(*free.insert(entry)),
+            None => Err(Error::new(ErrorKind::Decode, image::why_unknown(place))),
+        },
+    })
 }
 
 /// Functions that clients may call, for [`ManagerBuilder::expose`](crate::ManagerBuilder::expose).
