@@ -1,6 +1,6 @@
 //! Threads that take over: from a leader that was left behind, or a call that is known to be slow.
 
-use super::state::{CHECK_EVERY, Overflow, Server, Task};
+use super::state::{CHECK_EVERY, Overflow, OverflowState, Server, Task};
 use crate::os::background;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
@@ -18,25 +18,23 @@ impl Overflow {
     /// of those at work, or for [`try_again`](Self::try_again), and comes back only if there is none at all.
     pub(crate) fn run(&self, server: &Arc<Server>, task: Task) -> Result<(), (Task, io::Error)> {
         let mut state = lock(&self.state);
-        state.last += 1;
-        let number = state.last;
-        state.tasks.push_back((number, task));
-        if self.may_wake() && state.idle >= state.tasks.len() {
-            drop(state);
+        if self.may_wake() && state.idle > state.tasks.len() {
+            state.tasks.push_back(task);
             self.called.notify_one();
             return Ok(());
         }
-        drop(state);
-        let Err(error) = self.start(server) else { return Ok(()) };
-        tracing::warn!(%error, "the manager cannot start another thread");
-        let mut state = lock(&self.state);
-        // One that has just become free may have taken it.
-        let Some(at) = state.tasks.iter().position(|(other, _)| *other == number) else { return Ok(()) };
-        if matches!(state.tasks[at].1, Task::Lead(_)) && state.threads > 0 {
-            self.is_short.store(true, Relaxed);
+        let Err(error) = self.start(&mut state, server) else {
+            state.tasks.push_back(task);
             return Ok(());
+        };
+        let mut left = Some(task);
+        if matches!(left, Some(Task::Lead(_))) && state.threads > 0 {
+            self.is_short.store(true, Relaxed);
+            state.tasks.extend(left.take());
         }
-        state.tasks.remove(at).map_or(Ok(()), |(_, task)| Err((task, error)))
+        drop(state);
+        tracing::warn!(%error, "the manager cannot start another thread");
+        left.map_or(Ok(()), |task| Err((task, error)))
     }
 
     /// Not where a test wants nobody to be free.
@@ -47,14 +45,11 @@ impl Overflow {
         true
     }
 
-    fn start(&self, server: &Arc<Server>) -> io::Result<()> {
-        lock(&self.state).threads += 1;
+    fn start(&self, state: &mut OverflowState, server: &Arc<Server>) -> io::Result<()> {
         let server = server.clone();
-        let spawned = self.spawn(move || server.run_tasks());
-        if spawned.is_err() {
-            lock(&self.state).threads -= 1;
-        }
-        spawned
+        self.spawn(move || server.run_tasks())?;
+        state.threads += 1;
+        Ok(())
     }
 
     fn spawn(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -77,8 +72,8 @@ impl Overflow {
 
     /// For a leader that waits: those at work may stay there for ever.
     pub(crate) fn try_again(&self, server: &Arc<Server>) {
-        let is_over = lock(&self.state).tasks.is_empty();
-        if is_over || self.start(server).is_ok() {
+        let state = &mut *lock(&self.state);
+        if state.tasks.is_empty() || self.start(state, server).is_ok() {
             self.is_short.store(false, Relaxed);
         }
     }
@@ -109,7 +104,7 @@ impl Server {
     fn next_task(&self) -> Option<Task> {
         let mut state = lock(&self.overflow.state);
         loop {
-            if let Some((_, task)) = state.tasks.pop_front() {
+            if let Some(task) = state.tasks.pop_front() {
                 return Some(task);
             }
             state.idle += 1;

@@ -128,9 +128,7 @@ pub(crate) struct Overflow {
 
 #[derive(Default)]
 pub(crate) struct OverflowState {
-    /// Each under its number.
-    pub(crate) tasks: VecDeque<(u64, Task)>,
-    pub(crate) last: u64,
+    pub(crate) tasks: VecDeque<Task>,
     pub(crate) threads: usize,
     pub(crate) idle: usize,
 }
