@@ -30,7 +30,7 @@ impl End for Connection {
     }
 
     fn accept(&self, object: u64) -> bool {
-        let has = self.transport.is_inside() || object == messages::NAMES || lock(&self.held).contains_key(&object);
+        let has = self.transport.is_inside() || object == messages::NAMES || lock(&self.held).0.contains_key(&object);
         has && self.server.objects.hold(object)
     }
 
@@ -75,18 +75,13 @@ impl Connection {
 
     /// It holds an object once more, as is counted there.
     pub(crate) fn note_held(&self, object: u64) {
-        *lock(&self.held).entry(object).or_default() += 1;
+        lock(&self.held).add(object);
     }
 
     /// It holds an object once less.
     pub(crate) fn release_held(&self, object: u64) {
-        let mut held = lock(&self.held);
-        if let Some(count) = held.get_mut(&object) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&object);
-            }
-            drop(held);
+        let had_it = lock(&self.held).take(object);
+        if had_it {
             self.server.objects.release([(object, 1)]);
         }
     }
@@ -99,7 +94,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.server.objects.release(std::mem::take(&mut *lock(&self.held)));
+        let held = std::mem::take(&mut *lock(&self.held));
+        self.server.objects.release(held.0);
     }
 }
 

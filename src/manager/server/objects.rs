@@ -10,7 +10,7 @@ use crate::process::entry::survive;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// The connection that opened a lease, and its number there.
@@ -76,10 +76,28 @@ struct Row<J> {
     object: Arc<Object<J>>,
     outside: u64,
     /// Its holders inside, and how often each holds it. 0 stands for handles that are part of no object.
-    inside: Vec<(u64, u64)>,
+    inside: Counts,
 }
 
-type Unheld<J> = Vec<Arc<Object<J>>>;
+/// How often each of some things is counted, which is in it as long as that is not 0.
+#[derive(Default)]
+pub(crate) struct Counts(pub(crate) HashMap<u64, u64>);
+
+impl Counts {
+    pub(crate) fn add(&mut self, number: u64) {
+        *self.0.entry(number).or_default() += 1;
+    }
+
+    /// Counts it once less; false if it is not there.
+    pub(crate) fn take(&mut self, number: u64) -> bool {
+        let Entry::Occupied(mut count) = self.0.entry(number) else { return false };
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
+        true
+    }
+}
 
 impl<J: Send + 'static> Objects<J> {
     pub(crate) fn new() -> Self {
@@ -112,10 +130,9 @@ impl<J: Send + 'static> Objects<J> {
     /// [`add`](Self::add) under a number that was reserved.
     pub(crate) fn add_as(&self, number: u64, value: Box<dyn Any + Send>) {
         let mut state = lock(&self.0);
-        let turn = Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() });
-        let (parked, settle) = (Mutex::default(), OnceLock::new());
-        let object = Arc::new(Object { number, value: Mutex::new(Some(value)), turn, parked, settle });
-        state.entries.insert(number, Row { object, outside: 1, inside: Vec::new() });
+        let (turn, parked) = (Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() }), Mutex::default());
+        let object = Object { number, value: Mutex::new(Some(value)), turn, parked, settle: OnceLock::new() };
+        state.entries.insert(number, Row { object: Arc::new(object), outside: 1, inside: Counts::default() });
     }
 
     pub(crate) fn find(&self, number: u64) -> Option<Arc<Object<J>>> {
@@ -130,8 +147,7 @@ impl<J: Send + 'static> Objects<J> {
     /// `count` holders outside fewer.
     pub(crate) fn release(&self, numbers: impl IntoIterator<Item = (u64, u64)>) {
         let mut state = lock(&self.0);
-        let unheld: Unheld<J> =
-            numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
+        let unheld = numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
         drop(state);
         drop_in_turn(unheld);
     }
@@ -139,10 +155,7 @@ impl<J: Send + 'static> Objects<J> {
     /// One more handle inside `owner`.
     pub(crate) fn hold_inside(&self, owner: u64, number: u64) {
         if let Some(entry) = lock(&self.0).entries.get_mut(&number) {
-            match entry.inside.iter_mut().find(|(other, _)| *other == owner) {
-                Some((_, count)) => *count += 1,
-                None => entry.inside.push((owner, 1)),
-            }
+            entry.inside.add(owner);
         }
     }
 
@@ -150,13 +163,8 @@ impl<J: Send + 'static> Objects<J> {
     pub(crate) fn release_inside(&self, owner: u64, number: u64) {
         let mut state = lock(&self.0);
         let Some(entry) = state.entries.get_mut(&number) else { return };
-        if let Some(at) = entry.inside.iter().position(|(other, _)| *other == owner) {
-            entry.inside[at].1 -= 1;
-            if entry.inside[at].1 == 0 {
-                entry.inside.swap_remove(at);
-            }
-        }
-        let unheld: Unheld<J> = state.remove_unheld(number).into_iter().collect();
+        entry.inside.take(owner);
+        let unheld = state.remove_unheld(number).into_iter().collect();
         drop(state);
         drop_in_turn(unheld);
     }
@@ -208,32 +216,26 @@ impl<J: Send + 'static> Objects<J> {
     pub(crate) fn collect(&self) {
         let mut state = lock(&self.0);
         let mut is_only_in_hand = false;
-        let mut leads_to: HashMap<u64, Vec<u64>> = HashMap::new();
-        let mut reached: HashMap<u64, ()> = HashMap::new();
-        let mut todo = Vec::new();
+        let (mut todo, mut reached, mut leads_to) = (Vec::new(), HashSet::new(), HashMap::<u64, Vec<u64>>::new());
         for (number, entry) in &state.entries {
-            let is_root = |(owner, _): &(u64, u64)| !state.entries.contains_key(owner);
-            let is_held = entry.outside > 0 || entry.inside.iter().any(is_root);
+            let is_root = |owner| !state.entries.contains_key(owner);
+            let is_held = entry.outside > 0 || entry.inside.0.keys().any(is_root);
             let is_in_hand = Arc::strong_count(&entry.object) > 1;
             if is_held || is_in_hand {
                 todo.push(*number);
             }
             // The end of that call is not announced.
             is_only_in_hand |= is_in_hand && !is_held;
-            for (owner, _) in &entry.inside {
-                leads_to.entry(*owner).or_default().push(*number);
-            }
+            entry.inside.0.keys().for_each(|owner| leads_to.entry(*owner).or_default().push(*number));
         }
         while let Some(number) = todo.pop() {
-            if reached.insert(number, ()).is_none() {
+            if reached.insert(number) {
                 todo.extend(leads_to.get(&number).into_iter().flatten());
             }
         }
         (state.has_lost_holders, state.is_only_in_hand) = (false, is_only_in_hand);
-        let unreached: Vec<u64> =
-            state.entries.keys().filter(|number| !reached.contains_key(number)).copied().collect();
-        let unheld: Unheld<J> =
-            unreached.iter().filter_map(|number| Some(state.entries.remove(number)?.object)).collect();
+        let unheld =
+            state.entries.extract_if(|number, _| !reached.contains(number)).map(|(_, row)| row.object).collect();
         drop(state);
         drop_in_turn(unheld);
     }
@@ -248,7 +250,7 @@ impl<J> State<J> {
 
     fn remove_unheld(&mut self, number: u64) -> Option<Arc<Object<J>>> {
         let entry = self.entries.get(&number)?;
-        if entry.outside > 0 || !entry.inside.is_empty() {
+        if entry.outside > 0 || !entry.inside.0.is_empty() {
             self.has_lost_holders |= entry.outside == 0;
             return None;
         }
@@ -262,7 +264,7 @@ thread_local! {
 }
 
 /// Drops objects one after the other: each may hold the last handle of the next, a thousand deep.
-fn drop_in_turn<J: Send + 'static>(unheld: Unheld<J>) {
+fn drop_in_turn<J: Send + 'static>(unheld: Vec<Arc<Object<J>>>) {
     if unheld.is_empty() {
         return;
     }

@@ -1,6 +1,6 @@
 //! What a manager consists of, and what goes through it: clients, jobs, events.
 
-use super::objects::{Lease, Object, Objects};
+use super::objects::{Counts, Lease, Object, Objects};
 use super::poller::{Open, Poller};
 use crate::error::Result;
 use crate::manager::wire::greeting::Id;
@@ -105,7 +105,7 @@ pub(crate) struct Connection {
     /// An answer is sent at once, also beyond what there is room for; as long as there is no room the client's next request
     /// is not begun.
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) held: Mutex<HashMap<u64, u64>>,
+    pub(crate) held: Mutex<Counts>,
     /// Where requests that may wait were made, and what they brought may be held.
     pub(crate) asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
 }
