@@ -22,8 +22,8 @@ struct State {
 }
 
 enum Slot {
-    Awake,
-    Asleep(Waker),
+    /// Its caller is awake, or sleeps until its waker is called.
+    Waits(Option<Waker>),
     Answered(EncodedMessage),
     /// Nobody waits any more, but the answer may bring something.
     Abandoned,
@@ -40,7 +40,7 @@ impl PendingCalls {
     pub(crate) fn begin(&self) -> u64 {
         let state = &mut *lock(&self.0);
         state.last += 1;
-        state.slots.insert(state.last, Slot::Awake);
+        state.slots.insert(state.last, Slot::Waits(None));
         state.last
     }
 
@@ -68,7 +68,7 @@ impl PendingCalls {
 
     /// Whether there is an answer that is to be read by nobody's poll.
     pub(crate) fn has_sleepers(&self) -> bool {
-        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Asleep(_) | Slot::Abandoned))
+        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Waits(Some(_)) | Slot::Abandoned))
     }
 
     /// There will be no answer any more, for this reason.
@@ -95,10 +95,8 @@ impl PendingCalls {
 
     pub(crate) fn sleep(&self, id: u64, waker: &Waker) {
         let mut state = lock(&self.0);
-        if let Some(slot) = state.slots.get_mut(&id)
-            && !matches!(slot, Slot::Answered(_))
-        {
-            let old = std::mem::replace(slot, Slot::Asleep(waker.clone()));
+        if let Some(Slot::Waits(waits)) = state.slots.get_mut(&id) {
+            let old = waits.replace(waker.clone());
             // Its drop may be the end of another task.
             drop(state);
             drop(old);
@@ -127,17 +125,16 @@ impl PendingCalls {
             return Err(messages::malformed());
         }
         match state.slots.get_mut(&id) {
-            None => Ok(Some(answer)),
-            Some(Slot::Abandoned) => {
-                state.slots.remove(&id);
-                Ok(Some(answer))
-            }
-            Some(slot) => {
-                let waker = slot.wake();
-                *slot = Slot::Answered(answer);
+            Some(slot @ Slot::Waits(_)) => {
+                let waker = std::mem::replace(slot, Slot::Answered(answer)).wake();
                 drop(state);
                 waker.into_iter().for_each(Waker::wake);
                 Ok(None)
+            }
+            Some(Slot::Answered(_)) | None => Ok(Some(answer)),
+            Some(Slot::Abandoned) => {
+                state.slots.remove(&id);
+                Ok(Some(answer))
             }
         }
     }
@@ -146,13 +143,7 @@ impl PendingCalls {
 impl Slot {
     /// The waker to call, if its caller sleeps.
     fn wake(&mut self) -> Option<Waker> {
-        match std::mem::replace(self, Self::Awake) {
-            Self::Asleep(waker) => Some(waker),
-            other => {
-                *self = other;
-                None
-            }
-        }
+        if let Self::Waits(waker) = self { waker.take() } else { None }
     }
 }
 

@@ -96,11 +96,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_add(&self, more: T) -> Result<T> {
-        let add = |one: &mut ValueCore<T>, more: T| {
-            let sum = of_word(to_word(&one.0).wrapping_add(to_word(&more)));
-            std::mem::replace(&mut one.0, sum)
-        };
-        self.0.call(add, (more,)).await
+        self.fetch(|value, more| of_word(to_word(&value).wrapping_add(to_word(&more))), more).await
     }
 
     /// Subtracts from the value and returns the previous one. It wraps around on overflow.
@@ -108,11 +104,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_sub(&self, less: T) -> Result<T> {
-        let subtract = |one: &mut ValueCore<T>, less: T| {
-            let rest = of_word(to_word(&one.0).wrapping_sub(to_word(&less)));
-            std::mem::replace(&mut one.0, rest)
-        };
-        self.0.call(subtract, (less,)).await
+        self.fetch(|value, less| of_word(to_word(&value).wrapping_sub(to_word(&less))), less).await
     }
 
     /// Sets the value to the maximum of itself and `other`, and returns the previous one.
@@ -120,11 +112,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_max(&self, other: T) -> Result<T> {
-        let max = |one: &mut ValueCore<T>, other: T| {
-            let max = one.0.max(other);
-            std::mem::replace(&mut one.0, max)
-        };
-        self.0.call(max, (other,)).await
+        self.fetch(T::max, other).await
     }
 
     /// Sets the value to the minimum of itself and `other`, and returns the previous one.
@@ -132,11 +120,16 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn fetch_min(&self, other: T) -> Result<T> {
-        let min = |one: &mut ValueCore<T>, other: T| {
-            let min = one.0.min(other);
-            std::mem::replace(&mut one.0, min)
+        self.fetch(T::min, other).await
+    }
+
+    /// Replaces the value by what `f` makes of it and `other`, and returns the previous one.
+    async fn fetch(&self, f: impl Fn(T, T) -> T + Copy + Send + 'static, other: T) -> Result<T> {
+        let fetch = move |one: &mut ValueCore<T>, other: T| {
+            let new = f(one.0, other);
+            std::mem::replace(&mut one.0, new)
         };
-        self.0.call(min, (other,)).await
+        self.0.call(fetch, (other,)).await
     }
 
     /// Replaces the value by `new` if it equals `current`. Returns `Ok` with the previous value if it was replaced, and `Err` with
