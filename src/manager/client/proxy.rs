@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::manager::client::handle::{self, Handle};
 use crate::manager::client::link::Link;
 use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer, lent};
-use crate::manager::wire::method::{self, Invoke, Lent, Maker, Method, Owned};
+use crate::manager::wire::method::{self, Lent, Maker, Method, Owned};
 use crate::process::function::{Arguments, captures_nothing};
 use crate::wire::Message;
 use serde::de::DeserializeOwned;
@@ -88,7 +88,7 @@ impl<T: Send + 'static> Proxy<T> {
         const { captures_nothing::<F>() };
         let mut request = self.handle.link.request(messages::CALL);
         request.number(1);
-        append::<F, T, A, Owned>(&mut request, &self.handle, g, &args)?;
+        request.op(&method::call_op::<F, T, A, Owned>(self.handle.object, g)).append(&args)?;
         drop(args);
         self.handle.link.ask(request).await?.part()
     }
@@ -140,16 +140,6 @@ where
     request.number(1).op(&method::make_op(f)).append(&args)?;
     drop(args);
     Ok(Proxy::new(link.ask(request).await?.part()?))
-}
-
-fn append<F, T, A, M>(request: &mut Writer, handle: &Handle, g: F, args: &A) -> Result<()>
-where
-    F: Invoke<T, A, M>,
-    T: Send + 'static,
-    A: Serialize + DeserializeOwned + Send + 'static,
-    M: 'static,
-{
-    request.op(&method::call_op::<F, T, A, M>(handle.object, g)).append(args)
 }
 
 /// Implements what all proxies have in common.
@@ -266,7 +256,7 @@ impl Batch {
         }
         // Of a call whose argument failed, or panicked.
         self.request.truncate(self.end);
-        append::<F, T, A, Owned>(&mut self.request, &proxy.handle, g, &args)?;
+        self.request.op(&method::call_op::<F, T, A, Owned>(proxy.handle.object, g)).append(&args)?;
         self.end = self.request.len();
         if self.handles.last().is_none_or(|last| !Arc::ptr_eq(last, &proxy.handle)) {
             self.handles.push(proxy.handle.clone());

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Attachment, EncodedMessage, Message, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -238,9 +239,9 @@ impl Writer {
 #[derive(Default)]
 pub(crate) struct Reader {
     bytes: Vec<u8>,
-    at: usize,
     fds: Vec<Option<OwnedFd>>,
-    fds_at: usize,
+    /// What is read next.
+    next: Place,
     marshal: Marshal,
 }
 
@@ -252,28 +253,22 @@ impl Drop for Reader {
     }
 }
 
-/// Where a value stands.
-#[derive(Clone, Copy)]
-pub(crate) struct Span {
-    at: usize,
-    len: usize,
-    fds_at: usize,
-    fds: usize,
-}
-
-/// Where a part of an answer begins.
-#[derive(Clone, Copy)]
+/// Where something begins.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Place {
     at: usize,
     fds_at: usize,
 }
+
+/// Where a value stands.
+pub(crate) struct Span(Range<usize>, Range<usize>);
 
 impl Reader {
     /// A message that came to this `end`; without one it has no references.
     pub(crate) fn new(encoded: EncodedMessage, end: Option<Arc<dyn End>>) -> Result<Self> {
         let Parcel { bytes, fds } = encoded.open()?;
         let (fds, marshal) = (fds.into_iter().map(Some).collect(), Marshal::at(end.clone()));
-        let mut reader = Self { bytes, at: 0, fds, fds_at: 0, marshal };
+        let mut reader = Self { bytes, fds, next: Place::default(), marshal };
         let len = usize::try_from(reader.last_number()?).ok().and_then(|count| count.checked_mul(8));
         let start = len.and_then(|len| reader.bytes.len().checked_sub(len)).ok_or_else(malformed)?;
         for object in reader.bytes.split_off(start).chunks_exact(8) {
@@ -295,18 +290,16 @@ impl Reader {
 
     /// Decodes a value that is part of it.
     #[inline]
-    pub(crate) fn decode<T: DeserializeOwned + 'static>(&mut self, span: Span) -> Result<T> {
-        let fds = (span.fds_at..span.fds_at + span.fds).map(|at| self.fds.get_mut(at).and_then(Option::take));
-        let fds = fds.map(|fd| fd.ok_or_else(malformed)).collect::<Result<_>>()?;
-        let bytes = &self.bytes[span.at..span.at + span.len];
-        self.marshal.run(|| wire::decode_bytes(bytes, fds))
+    pub(crate) fn decode<T: DeserializeOwned + 'static>(&mut self, Span(bytes, fds): Span) -> Result<T> {
+        let fds = self.fds[fds].iter_mut().map(|fd| fd.take().ok_or_else(malformed)).collect::<Result<_>>()?;
+        self.marshal.run(|| wire::decode_bytes(&self.bytes[bytes], fds))
     }
 
     fn take(&mut self, len: usize) -> Result<&[u8]> {
-        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or_else(malformed)?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
+        let start = self.next.at;
+        let end = start.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or_else(malformed)?;
+        self.next.at = end;
+        Ok(&self.bytes[start..end])
     }
 
     pub(crate) fn byte(&mut self) -> Result<u8> {
@@ -318,8 +311,8 @@ impl Reader {
     }
 
     pub(crate) fn fd(&mut self) -> Result<OwnedFd> {
-        self.fds_at += 1;
-        self.fds.get_mut(self.fds_at - 1).and_then(Option::take).ok_or_else(malformed)
+        self.next.fds_at += 1;
+        self.fds.get_mut(self.next.fds_at - 1).and_then(Option::take).ok_or_else(malformed)
     }
 
     pub(crate) fn op(&mut self) -> Result<Op> {
@@ -331,41 +324,37 @@ impl Reader {
         let (len, count) = (self.number()?, self.number()?);
         let (Ok(len), Ok(fds)) = (usize::try_from(len), usize::try_from(count)) else { return Err(malformed()) };
         self.take(len)?;
-        let fds_at = self.fds_at;
-        self.fds_at = fds_at.checked_add(fds).filter(|end| *end <= self.fds.len()).ok_or_else(malformed)?;
-        Ok(Span { at: self.at - len, len, fds_at, fds })
+        let start = self.next.fds_at;
+        self.next.fds_at = start.checked_add(fds).filter(|end| *end <= self.fds.len()).ok_or_else(malformed)?;
+        Ok(Span(self.next.at - len..self.next.at, start..self.next.fds_at))
     }
 
     /// The part of an answer with the number `n`; `places` keeps where the parts begin that were passed.
     pub(crate) fn part_at<R: DeserializeOwned + 'static>(&mut self, n: usize, places: &mut Vec<Place>) -> Result<R> {
         while places.len() <= n {
-            places.push(Place { at: self.at, fds_at: self.fds_at });
+            places.push(self.next);
             self.byte()?;
             self.value()?;
         }
-        let next = Place { at: self.at, fds_at: self.fds_at };
-        Place { at: self.at, fds_at: self.fds_at } = places[n];
+        let next = std::mem::replace(&mut self.next, places[n]);
         let part = self.part();
-        Place { at: self.at, fds_at: self.fds_at } = next;
+        self.next = next;
         part
     }
 
     /// One part of an answer, which is a value or an error.
     pub(crate) fn part<R: DeserializeOwned + 'static>(&mut self) -> Result<R> {
         match self.byte()? {
-            VALUE => {
-                let value = self.value()?;
-                self.decode(value)
-            }
-            ERROR => Err(self.error()?),
+            VALUE => self.read(),
+            ERROR => Err(self.read().unwrap_or_else(|error| error)),
             _ => Err(malformed()),
         }
     }
 
-    #[cold]
-    fn error(&mut self) -> Result<Error> {
-        let error = self.value()?;
-        self.decode(error)
+    /// The next value.
+    fn read<T: DeserializeOwned + 'static>(&mut self) -> Result<T> {
+        let value = self.value()?;
+        self.decode(value)
     }
 }
 
