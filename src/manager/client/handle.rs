@@ -107,7 +107,7 @@ impl Drop for Arriving {
     /// After the last claim: the end of the lease follows it, by the same way.
     fn drop(&mut self) {
         if let Some(end) = self.end.take() {
-            let mut request = Writer::plain(messages::CLAIMED);
+            let mut request = Writer::plain(messages::CLAIMED, &[]);
             request.attach(Attachment::owned(end));
             self.link.post(request);
         }

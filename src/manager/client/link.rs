@@ -23,6 +23,7 @@ use crate::process::{Cause, Process};
 use crate::wait::until_read;
 use crate::wire::{Attachment, EncodedMessage};
 use std::collections::HashMap;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
@@ -130,22 +131,16 @@ impl Link {
         if error.kind() != ErrorKind::Closed {
             return error;
         }
-        let cause = self.cause();
-        match (self.calls.why(), &cause) {
-            (Some(why), _) => why,
-            (None, None) => {
-                let why =
-                    format!("the manager (pid {}) is gone: it was shut down, or its process was killed", self.pid);
-                Error::new(ErrorKind::Closed, why)
+        self.calls.why().unwrap_or_else(|| {
+            let cause = self.cause();
+            let unknown: &dyn fmt::Display = &"it was shut down, or its process was killed";
+            let why = cause.as_ref().map_or(unknown, |cause| cause);
+            let error = Error::new(ErrorKind::Closed, format!("the manager (pid {}) is gone: {why}", self.pid));
+            match cause.as_ref().and_then(Cause::panic) {
+                Some(panic) => error.with_panic(panic.clone()),
+                None => error,
             }
-            (None, Some(cause)) => {
-                let error = Error::new(ErrorKind::Closed, format!("the manager (pid {}) is gone: {cause}", self.pid));
-                match cause.panic() {
-                    Some(panic) => error.with_panic(panic.clone()),
-                    None => error,
-                }
-            }
-        }
+        })
     }
 
     /// What the transport calls when something may have come.
@@ -284,16 +279,12 @@ impl Link {
 
     /// Tells the manager something of a request of this link.
     pub(crate) fn post_of(&self, what: u8, id: u64) {
-        let mut request = Writer::plain(what);
-        request.number(id);
-        self.post(request);
+        self.post(Writer::plain(what, &[id]));
     }
 
     /// Tells the manager of one handle more or less.
     pub(crate) fn count(&self, what: u8, object: u64, owner: u64) {
-        let mut request = Writer::plain(what);
-        request.number(object).number(owner);
-        self.post(request);
+        self.post(Writer::plain(what, &[object, owner]));
     }
 
     /// The owner of handles that are made on this thread.
@@ -305,16 +296,14 @@ impl Link {
     /// A lease that ends when the other end of `reader` is closed everywhere.
     pub(crate) fn open_lease(&self, reader: OwnedFd) -> u64 {
         let lease = self.last_lease.fetch_add(1, Relaxed);
-        let mut request = Writer::plain(messages::LEASE_OPEN);
-        request.number(lease).attach(Attachment::owned(reader));
+        let mut request = Writer::plain(messages::LEASE_OPEN, &[lease]);
+        request.attach(Attachment::owned(reader));
         self.post(request);
         lease
     }
 
     pub(crate) fn lease(&self, lease: u64, object: u64) {
-        let mut request = Writer::plain(messages::LEASE);
-        request.number(lease).number(object);
-        self.post(request);
+        self.post(Writer::plain(messages::LEASE, &[lease, object]));
         // Should this process die at once, the manager must know of the handle that has left.
         self.transport.get().iter().for_each(|transport| transport.press());
     }

@@ -257,9 +257,7 @@ impl SemaphoreProxy {
 #[derive(Default)]
 pub(crate) struct EventCore(bool);
 
-impl Waits for EventCore {
-    fn settle(&mut self, _: Ticket, _: End) {}
-}
+impl Waits for EventCore {}
 
 /// A handle of an event that lives in a manager's process: a flag that tasks wait for.
 ///

@@ -104,7 +104,7 @@ impl<T: Send + 'static> Proxy<T> {
         let mut request = self.handle.link.request(messages::CALL);
         let request = request.encode(|| lent(args)).map(|message| {
             request.number(1);
-            request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message, &());
+            request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message);
             request
         });
         async move {

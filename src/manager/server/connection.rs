@@ -205,23 +205,18 @@ impl Server {
                     None => connection.release_held(object),
                 }
             }
-            messages::COUNT => {
-                // Without the namespace that is always there.
-                let count = self.objects.len().saturating_sub(1) as u64;
+            kind @ (messages::COUNT | messages::WHERE | messages::END) => {
                 let mut answer = Writer::answer(reader.number()?, connection.clone());
-                answer.append_part(&count)?;
+                match kind {
+                    // Without the namespace that is always there.
+                    messages::COUNT => answer.append_part(&(self.objects.len().saturating_sub(1) as u64))?,
+                    messages::WHERE => answer.append_part(&self.address)?,
+                    _ => answer.append_part(&())?,
+                }
                 connection.reply(answer);
-            }
-            messages::WHERE => {
-                let mut answer = Writer::answer(reader.number()?, connection.clone());
-                answer.append_part(&self.address)?;
-                connection.reply(answer);
-            }
-            messages::END => {
-                let mut answer = Writer::answer(reader.number()?, connection.clone());
-                answer.append_part(&())?;
-                connection.reply(answer);
-                self.finish();
+                if kind == messages::END {
+                    self.finish();
+                }
             }
             _ => return Err(messages::malformed()),
         }

@@ -171,13 +171,10 @@ impl<J: Send + 'static> Objects<J> {
 
     /// False if there is such a lease, which stays as it is.
     pub(crate) fn open_lease(&self, lease: Lease) -> bool {
-        match lock(&self.0).leases.entry(lease) {
-            Entry::Occupied(_) => false,
-            Entry::Vacant(free) => {
-                free.insert(Vec::new());
-                true
-            }
-        }
+        let leases = &mut lock(&self.0).leases;
+        let is_new = !leases.contains_key(&lease);
+        leases.entry(lease).or_default();
+        is_new
     }
 
     /// The lease holds the object, unless it has ended already.

@@ -94,9 +94,11 @@ impl Writer {
         Self { bytes, attachments: Vec::new(), marshal: Marshal::of(end) }
     }
 
-    /// A request without values.
-    pub(crate) fn plain(kind: u8) -> Self {
-        Self { bytes: vec![kind], ..Self::default() }
+    /// A request of these numbers, without values.
+    pub(crate) fn plain(kind: u8, numbers: &[u64]) -> Self {
+        let mut writer = Self { bytes: vec![kind], ..Self::default() };
+        numbers.iter().for_each(|number| _ = writer.number(*number));
+        writer
     }
 
     pub(crate) fn answer(id: u64, end: Arc<dyn End>) -> Self {
@@ -183,20 +185,17 @@ impl Writer {
         self.number(op.object).number(op.entry).number(op.fingerprint)
     }
 
-    /// Appends a value that was encoded as `message`.
-    pub(crate) fn value<T: 'static>(&mut self, message: &Message, value: &T) {
-        self.run(message.payload(value), &message.attachments);
-    }
-
-    fn run(&mut self, payload: &[u8], attachments: &[Attachment]) {
-        self.number(payload.len() as u64).number(attachments.len() as u64);
+    /// Appends a value that was encoded by serde.
+    pub(crate) fn value(&mut self, message: &Message) {
+        let payload = message.payload(&());
+        self.number(payload.len() as u64).number(message.attachments.len() as u64);
         self.bytes.extend_from_slice(payload);
-        self.attachments.extend_from_slice(attachments);
+        self.attachments.extend_from_slice(&message.attachments);
     }
 
-    pub(crate) fn part<T: 'static>(&mut self, message: &Message, value: &T) {
+    pub(crate) fn part(&mut self, message: &Message) {
         self.bytes.push(VALUE);
-        self.value(message, value);
+        self.value(message);
     }
 
     /// Appends an answer's part: a handle of an object that the connection holds for it.
@@ -208,9 +207,9 @@ impl Writer {
     pub(crate) fn error(&mut self, error: &Error) {
         self.bytes.push(ERROR);
         match wire::encode_by_serde(error) {
-            Ok(message) => self.value(&message, &()),
+            Ok(message) => self.value(&message),
             // An error is made of texts and numbers, so this does not happen.
-            Err(_) => self.run(&[], &[]),
+            Err(_) => _ = self.number(0).number(0),
         }
     }
 

@@ -147,7 +147,7 @@ impl<F: Fn(&mut T, A) -> Result<Message> + Copy + 'static, T, A> Invoke<T, Lend<
     ) -> Result<()> {
         let Lend(args) = args.take().ok_or_else(malformed)?;
         let message = out.encode(|| self(object, args))?;
-        out.part(&message, &());
+        out.part(&message);
         Ok(())
     }
 }
@@ -166,7 +166,7 @@ impl<F: Waitable<T, A>, T: Waits, A> Invoke<T, A, Waiting> for F {
             }
         })?;
         if !wait.has_to_wait {
-            out.part(&message, &());
+            out.part(&message);
         }
         Ok(())
     }

@@ -45,7 +45,8 @@ pub(crate) enum End {
 
 /// An object with such operations.
 pub(crate) trait Waits: Send + 'static {
-    fn settle(&mut self, ticket: Ticket, end: End);
+    /// A caller that may have been brought something ends so.
+    fn settle(&mut self, _ticket: Ticket, _end: End) {}
 }
 
 /// [`Waits::settle`] of an object whose type is not known.
