@@ -11,7 +11,7 @@ use super::pending::PendingCalls;
 use crate::connection::ByteConnection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::greeting::Id;
-use crate::manager::wire::local::{self, AT_WORK_ON};
+use crate::manager::wire::local::{self, AT_WORK_ON, HOST};
 use crate::manager::wire::marshal::End;
 use crate::manager::wire::messages::{self, CONNECTION, ID_AT, Reader, Writer};
 use crate::manager::wire::pipe::Pipe;
@@ -73,7 +73,7 @@ impl Drop for Waits<'_> {
 impl Link {
     /// The link to the manager of this name, which has its connector at `connector`.
     pub(crate) fn to(id: Id, pid: u32, connector: OwnedFd) -> Result<Arc<Self>> {
-        if local::host().is_some_and(|host| host.id() == id) {
+        if HOST.get().is_some_and(|host| host.id == id) {
             return Self::here();
         }
         let mut links = lock(&LINKS);
@@ -90,9 +90,9 @@ impl Link {
     /// The link of handles that are made in the manager's own process.
     pub(crate) fn here() -> Result<Arc<Self>> {
         static HERE: OnceLock<Arc<Link>> = OnceLock::new();
-        let host = local::host().ok_or_else(messages::malformed)?;
+        let host = HOST.get().ok_or_else(messages::malformed)?;
         let new = || {
-            let link = Self::new(host.id(), std::process::id(), Some(host.connector().clone()));
+            let link = Self::new(host.id, std::process::id(), Some(host.connector.clone()));
             link.transport.get_or_init(|| local::ClientEnd::open(host, link.changed()));
             link
         };

@@ -2,7 +2,7 @@
 
 use super::objects::Object;
 use super::state::{Job, Next, Server, Task};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::manager::wire::local::AT_WORK_ON;
 use crate::manager::wire::messages::{self, Op, Reader, Writer};
 use crate::manager::wire::method::Frame;
@@ -65,13 +65,11 @@ impl Server {
                     let has_to_wait = run(&object, next, &mut job);
                     fault::point("manager.ran");
                     self.retry(&object, todo);
-                    let job = match has_to_wait {
-                        Some(next) => {
-                            job.next = Some(next);
-                            lock(&object.parked).push(job);
-                            None
-                        }
-                        None => self.prepare(job, Some(&object)),
+                    let job = if has_to_wait {
+                        lock(&object.parked).push(job);
+                        None
+                    } else {
+                        self.prepare(job, Some(&object))
                     };
                     let next = job.as_ref().and_then(|job| job.object.as_ref());
                     // It keeps its turn.
@@ -99,15 +97,9 @@ impl Server {
             }
             let (count, mut left) = (parked.len(), Vec::new());
             for mut job in parked {
-                let Some(next) = job.next.take() else { continue };
-                match run(object, next, &mut job) {
-                    Some(next) => {
-                        job.next = Some(next);
-                        left.push(job);
-                    }
-                    // It has only one operation, so it is done.
-                    None => todo.push_back(job),
-                }
+                let has_to_wait = job.next.take().is_some_and(|next| run(object, next, &mut job));
+                // It has only one operation, so it is done if it need not wait.
+                if has_to_wait { left.push(job) } else { todo.push_back(job) }
             }
             let is_settled = left.len() == count;
             *lock(&object.parked) = left;
@@ -155,7 +147,8 @@ impl Server {
         // Handles among the arguments are the new object's.
         let number = self.objects.reserve();
         let outer = AT_WORK_ON.replace(number);
-        let result = enter(op, &mut job.frame);
+        LAST_ENTRY.set(Some(op.entry));
+        let result = job.frame.enter(op);
         AT_WORK_ON.set(outer);
         match (result, job.frame.object.take()) {
             (Ok(()), Some(value)) => {
@@ -171,20 +164,16 @@ impl Server {
     }
 }
 
-fn enter(op: &Op, frame: &mut Frame) -> Result<()> {
-    LAST_ENTRY.set(Some(op.entry));
-    frame.enter(op)
-}
-
-/// Runs one operation of a job on an object whose turn is held, and returns it if it has to wait.
-fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
+/// Runs one operation of a job on an object whose turn is held. True if it has to wait, and is the job's next again.
+fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> bool {
     let outer = AT_WORK_ON.replace(object.number);
     let mut value = lock(&object.value).take();
-    let again = match next {
+    match next {
         Next::Run(op) => {
             let frame = &mut job.frame;
             frame.object = value.take();
-            let result = enter(&op, frame);
+            LAST_ENTRY.set(Some(op.entry));
+            let result = frame.enter(&op);
             value = frame.object.take();
             if let Some(settle) = frame.wait.as_ref().and_then(|wait| wait.settle) {
                 object.settle.get_or_init(|| settle);
@@ -193,7 +182,7 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
             if let Err(error) = result {
                 frame.out.error(&error);
             }
-            has_to_wait.then_some(Next::Run(op))
+            job.next = has_to_wait.then_some(Next::Run(op));
         }
         Next::Settle(ticket, end) => {
             let is_its = |job: &mut Box<Job>| job.frame.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
@@ -202,19 +191,17 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> Option<Next> {
                 survive(|| settle(&mut **value, ticket, end));
             }
             survive(|| drop(waited));
-            None
         }
         Next::Expire(ticket) => {
             let mut parked = lock(&object.parked);
             let wait = parked.iter_mut().filter_map(|job| job.frame.wait.as_mut()).find(|wait| wait.ticket == ticket);
             // It is tried again, as all are.
             wait.into_iter().for_each(|wait| wait.is_late = true);
-            None
         }
-    };
+    }
     *lock(&object.value) = value;
     AT_WORK_ON.set(outer);
-    again
+    job.next.is_some()
 }
 
 impl Job {

@@ -42,8 +42,8 @@ use super::poller::Poller;
 use super::state::{CHECK_EVERY, Connection, Event, Next, Overflow, Server, Task};
 use crate::connection::{ByteConnection, Listener};
 use crate::error::{Error, Result};
-use crate::manager::wire::greeting::{Id, Setup};
-use crate::manager::wire::local::{self, Host};
+use crate::manager::wire::greeting::Setup;
+use crate::manager::wire::local::{HOST, Host, ServerEnd};
 use crate::manager::wire::messages;
 use crate::manager::wire::pipe::Pipe;
 use crate::manager::wire::stream::Stream;
@@ -58,7 +58,7 @@ use crate::wire::{EncodedMessage, frame};
 use std::any::Any;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -92,7 +92,6 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     let server = Arc::new(Server {
         id: setup.id,
         intake: Arc::new(setup.intake.into_inner()),
-        connector: Arc::new(setup.connector.into_inner()),
         exposed: setup.exposed,
         address: listener.as_ref().map(|listener| listener.local_addr()),
         objects: Objects::new(),
@@ -113,8 +112,10 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         last_connection: AtomicU64::new(0),
         has_ended: AtomicBool::new(false),
     });
-    server.inside.get_or_init(|| server.connection(0, Arc::new(local::ServerEnd)));
-    local::set_host(server.clone());
+    server.inside.get_or_init(|| server.connection(0, Arc::new(ServerEnd)));
+    let takes = server.clone();
+    let take = move |request| takes.take_inside(request);
+    let _ = HOST.set(Host { id: server.id, connector: Arc::new(setup.connector.into_inner()), take: Box::new(take) });
     #[cfg(test)]
     let _ = HERE.set(server.clone());
     // It has the number that clients know, and is held for ever.
@@ -366,14 +367,12 @@ impl Server {
                     // After an error its pipes are closed by now, which its client notices.
                     self.admit(|changed| Ok(Pipe::accept(ends, changed)?));
                 }
-                Ok(None) => return,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // Messages that are there are not announced again, so they are tried again; ends that were lost are closed.
-                Err(error) if failures < INTAKE_FAILURES => {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock && failures < INTAKE_FAILURES => {
                     tracing::warn!(%error, "a client of the manager could not be taken in");
                     failures += 1;
                 }
-                Err(_) => return,
+                _ => return,
             }
         }
     }
@@ -386,26 +385,16 @@ impl Server {
         }
     }
 
-    pub(crate) fn finish(&self) {
-        self.has_ended.store(true, SeqCst);
-        self.watcher.unpark();
-    }
-}
-
-/// For handles inside of this process.
-impl Host for Arc<Server> {
-    fn id(&self) -> Id {
-        self.id
-    }
-
-    fn connector(&self) -> &Arc<OwnedFd> {
-        &self.connector
-    }
-
-    fn take(&self, request: EncodedMessage) -> Result<()> {
+    /// Takes a request of a handle in this process.
+    fn take_inside(self: &Arc<Self>, request: EncodedMessage) -> Result<()> {
         let connection = self.inside.get().ok_or_else(messages::malformed)?;
         let job = self.take_request(connection, request)?;
         job.into_iter().for_each(|job| self.delegate(job));
         Ok(())
+    }
+
+    pub(crate) fn finish(&self) {
+        self.has_ended.store(true, SeqCst);
+        self.watcher.unpark();
     }
 }

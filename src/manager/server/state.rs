@@ -24,7 +24,6 @@ pub(crate) const CHECK_EVERY: Duration = Duration::from_millis(1);
 pub(crate) struct Server {
     pub(crate) id: Id,
     pub(crate) intake: Arc<OwnedFd>,
-    pub(crate) connector: Arc<OwnedFd>,
     pub(crate) exposed: Option<HashSet<u64>>,
     /// Where clients from elsewhere connect.
     pub(crate) address: Option<String>,

@@ -11,25 +11,16 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// The manager of this process, as handles inside of it reach it.
-pub(crate) trait Host: Send + Sync {
-    fn id(&self) -> Id;
+pub(crate) struct Host {
+    pub(crate) id: Id,
     /// Where clients of this machine connect.
-    fn connector(&self) -> &Arc<OwnedFd>;
+    pub(crate) connector: Arc<OwnedFd>,
     /// Takes a request; a call runs on another thread.
-    fn take(&self, request: EncodedMessage) -> Result<()>;
+    pub(crate) take: Box<dyn Fn(EncodedMessage) -> Result<()> + Send + Sync>,
 }
 
-static HOST: OnceLock<Box<dyn Host>> = OnceLock::new();
+pub(crate) static HOST: OnceLock<Host> = OnceLock::new();
 static CLIENT: OnceLock<Arc<ClientEnd>> = OnceLock::new();
-
-pub(crate) fn set_host(host: impl Host + 'static) {
-    let _ = HOST.set(Box::new(host));
-}
-
-/// The manager of this process, if it is one.
-pub(crate) fn host() -> Option<&'static dyn Host> {
-    HOST.get().map(|host| &**host)
-}
 
 thread_local! {
     /// The object that a call on this thread works on; 0 is none. Handles decoded here become part of it.
@@ -38,14 +29,14 @@ thread_local! {
 
 /// The end of handles.
 pub(crate) struct ClientEnd {
-    host: &'static dyn Host,
+    host: &'static Host,
     answers: Mutex<VecDeque<EncodedMessage>>,
     changed: Changed,
 }
 
 impl ClientEnd {
     /// The one of this process, for the life of it.
-    pub(crate) fn open(host: &'static dyn Host, changed: Changed) -> Arc<Self> {
+    pub(crate) fn open(host: &'static Host, changed: Changed) -> Arc<Self> {
         CLIENT.get_or_init(|| Arc::new(Self { host, answers: Mutex::default(), changed })).clone()
     }
 }
@@ -56,7 +47,7 @@ impl Transport for ClientEnd {
     }
 
     fn send(&self, request: EncodedMessage) -> Result<bool> {
-        self.host.take(request).map(|()| true)
+        (self.host.take)(request).map(|()| true)
     }
 
     fn recv(&self) -> Option<Result<EncodedMessage>> {

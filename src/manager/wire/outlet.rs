@@ -24,12 +24,11 @@ pub(crate) struct Outlet {
     /// How much each message counts that may be under way, the oldest first, and all of them.
     sizes: VecDeque<usize>,
     sum: usize,
-    has_woken: bool,
 }
 
 impl Outlet {
     pub(crate) fn new(sender: Sender<EncodedMessage>) -> Self {
-        Self { sender: sender.beyond_limit(), sizes: VecDeque::new(), sum: 0, has_woken: true }
+        Self { sender: sender.beyond_limit(), sizes: VecDeque::new(), sum: 0 }
     }
 
     /// Whether something may be begun. If not, [`room`](Self::room) signals when to ask again.
@@ -45,23 +44,18 @@ impl Outlet {
         self.sum -= self.sizes.drain(..taken).sum::<usize>();
     }
 
-    /// Sends at once. Otherwise the message comes back: with kind `Full` if its descriptors do not fit into the socket now, or the
+    /// Sends at once; true if the other end had to be woken. Otherwise the message comes back: with kind `Full` if its descriptors do not fit into the socket now, or the
     /// other end is at the memory of the pipe, and then [`room`](Self::room) signals when to try again; with kind `Io` if the
     /// kernel has no memory.
-    pub(crate) fn send(&mut self, message: EncodedMessage) -> Result<(), SendError<EncodedMessage>> {
+    pub(crate) fn send(&mut self, message: EncodedMessage) -> Result<bool, SendError<EncodedMessage>> {
         let size = message.bytes().len() + if message.has_attachments() { WITH_DESCRIPTORS } else { HEAD };
-        self.has_woken = self.sender.try_send_blindly(message)?;
+        let has_woken = self.sender.try_send_blindly(message)?;
         if self.sizes.len() >= KEPT {
             self.forget_taken();
         }
         self.sizes.push_back(size);
         self.sum += size;
-        Ok(())
-    }
-
-    /// Whether the other end had to be woken for the last message.
-    pub(crate) fn has_woken(&self) -> bool {
-        self.has_woken
+        Ok(has_woken)
     }
 
     /// Where it is signalled that there is room again.

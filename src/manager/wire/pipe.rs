@@ -57,7 +57,8 @@ pub(crate) struct Pipe {
 
 /// What came of sending messages.
 enum Flushed {
-    All,
+    /// All, and whether the other end had to be woken for the last one.
+    All(bool),
     /// The rest goes when there is room.
     NoRoom,
     /// The kernel takes no descriptors now; the rest is still there.
@@ -195,12 +196,13 @@ impl Pipe {
 
     /// Sends what was posted, in order, and then `last`.
     fn flush(&self, outlet: &mut Outlet, mut last: Option<EncodedMessage>) -> Flushed {
+        let mut has_woken = true;
         loop {
             let posted = lock(&self.unsent).pop_front();
             let was_posted = posted.is_some();
-            let Some(next) = posted.or_else(|| last.take()) else { return Flushed::All };
+            let Some(next) = posted.or_else(|| last.take()) else { return Flushed::All(has_woken) };
             let has_descriptors = next.has_attachments();
-            let Err(refused) = outlet.send(next) else { continue };
+            let Err(refused) = outlet.send(next).map(|woken| has_woken = woken) else { continue };
             let flushed = match refused.kind() {
                 // It goes when the other end has taken others.
                 ErrorKind::Full => Flushed::NoRoom,
@@ -239,7 +241,7 @@ impl Pipe {
             self.shut_if_ended();
             self.ring();
             match flushed {
-                Flushed::All => {}
+                Flushed::All(_) => {}
                 // The reader of room goes on, unless it came before the message was back.
                 Flushed::NoRoom if armed_at == Some(self.rooms.load(SeqCst)) => return,
                 Flushed::NoRoom => {
@@ -293,7 +295,6 @@ impl Transport for Pipe {
             return Err(Error::closed("manager"));
         };
         let flushed = self.flush(open, Some(message));
-        let other_slept = open.has_woken();
         drop(outlet);
         self.shut_if_ended();
         let manager_slept = self.ring();
@@ -310,7 +311,8 @@ impl Transport for Pipe {
                 }
                 Err(error)
             }
-            _ => Ok(if self.is_client { manager_slept } else { other_slept }),
+            Flushed::All(has_woken) if !self.is_client => Ok(has_woken),
+            _ => Ok(manager_slept),
         }
     }
 
