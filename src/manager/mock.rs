@@ -5,7 +5,7 @@ use crate::manager::client::handle::Handle;
 use crate::manager::client::link::Link;
 use crate::manager::client::namespace::Names;
 use crate::manager::client::proxy::Proxy;
-use crate::manager::server::leader::{HERE, serve};
+use crate::manager::server::leader::start;
 use crate::manager::server::state::Server;
 use crate::manager::wire::greeting::Setup;
 use crate::manager::wire::messages::{COUNT, Writer};
@@ -105,22 +105,28 @@ pub(crate) struct TestManager {
 /// One test has it at a time.
 pub(crate) async fn test_manager() -> TestManager {
     static ALONE: Mutex<()> = Mutex::const_new(());
-    static FIRST: OnceCell<(OwnedFd, Arc<Link>)> = OnceCell::const_new();
-    let start = || async {
+    static FIRST: OnceCell<(OwnedFd, Arc<Server>, Arc<Link>)> = OnceCell::const_new();
+    let first = || async {
         let (intake, connector) = packet_pair().unwrap();
         let theirs = Fd::new(connector.try_clone().unwrap());
         let setup = Setup { id: (99, 0), intake: Fd::new(intake), connector: theirs, exposed: None, bind: None };
-        std::thread::spawn(|| serve(setup, Box::new(Names::new())).unwrap());
+        let (started, server) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let (server, _) = start(setup, Box::new(Names::new())).unwrap();
+            started.send(server.clone()).unwrap();
+            server.watch();
+        });
+        let server = server.recv().unwrap();
         // It ends with its last client.
         let first = link(&connector);
         count(&first).await;
-        (connector, first)
+        (connector, server, first)
     };
     let alone = ALONE.lock().await;
-    let connector = &FIRST.get_or_init(start).await.0;
+    let (connector, server, _) = FIRST.get_or_init(first).await;
     let client = link(connector);
     count(&client).await;
-    TestManager { connector, server: HERE.get().unwrap(), client, _alone: alone }
+    TestManager { connector, server, client, _alone: alone }
 }
 
 fn link(connector: &OwnedFd) -> Arc<Link> {
@@ -154,7 +160,7 @@ impl TestManager {
 
 impl Drop for TestManager {
     fn drop(&mut self) {
-        *lock(&self.server.fault_injector) = None;
-        self.server.overflow.has_no_threads.store(false, Relaxed);
+        *lock(&self.server.faults.injector) = None;
+        self.server.faults.has_no_threads.store(false, Relaxed);
     }
 }

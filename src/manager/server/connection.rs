@@ -62,10 +62,7 @@ impl Connection {
     }
 
     fn send(&self, answer: EncodedMessage) -> Result<()> {
-        #[cfg(test)]
-        if let Some(kind) = self.server.inject_fault(&answer) {
-            return Err(Error::new(kind, "a test refuses it"));
-        }
+        self.server.faults.of_answer(&answer)?;
         if !self.transport.send(answer)? {
             // It may ask again at once.
             self.server.spin.encourage();
@@ -96,13 +93,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let held = std::mem::take(&mut *lock(&self.held));
         self.server.objects.release(held.0);
-    }
-}
-
-#[cfg(test)]
-impl Server {
-    fn inject_fault(&self, answer: &EncodedMessage) -> Option<ErrorKind> {
-        lock(&self.fault_injector).as_mut().and_then(|fault_injector| fault_injector(answer))
     }
 }
 
@@ -247,7 +237,7 @@ mod tests {
     fn refuse_made(test_manager: &TestManager, why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
         let mut why = why.into_iter();
         let is_begun = AtomicBool::new(false);
-        *lock(&test_manager.server.fault_injector) = Some(Box::new(move |answer| {
+        *lock(&test_manager.server.faults.injector) = Some(Box::new(move |answer| {
             let is_its = is_begun.load(SeqCst) || answer.bytes().last_chunk() == Some(&1u64.to_le_bytes());
             is_begun.store(is_its, SeqCst);
             if is_its { why.next() } else { None }

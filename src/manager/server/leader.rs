@@ -37,6 +37,7 @@
 
 use super::acceptor::greet;
 use super::executor::LAST_ENTRY;
+use super::faults::Faults;
 use super::objects::Objects;
 use super::poller::Poller;
 use super::state::{CHECK_EVERY, Connection, Event, Next, Overflow, Server, Task};
@@ -79,12 +80,17 @@ const ONE_CALL: u64 = 4;
 /// So often in a row the manager may fail to receive the ends of a new client.
 const INTAKE_FAILURES: u32 = 64;
 
-/// The server of this process.
-#[cfg(test)]
-pub(crate) static HERE: OnceLock<Arc<Server>> = OnceLock::new();
-
 /// Runs the server until it is asked to end or nothing of it is held any more. `names` is the namespace that is always there.
 pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
+    let (server, listener) = start(setup, names)?;
+    server.watch();
+    // Its socket file goes.
+    listener.iter().for_each(|listener| listener.close());
+    Ok(())
+}
+
+/// Starts a server that this thread watches, and where clients from elsewhere connect.
+pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<(Arc<Server>, Option<Arc<Listener>>)> {
     let built = Builder::new_current_thread().enable_all().build();
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
     let listener = setup.bind.map(|bind| runtime.block_on(bind.listen())).transpose()?.map(Arc::new);
@@ -107,8 +113,7 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
         slow: Mutex::default(),
         has_slow: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
-        #[cfg(test)]
-        fault_injector: Mutex::default(),
+        faults: Faults::default(),
         last_connection: AtomicU64::new(0),
         has_ended: AtomicBool::new(false),
     });
@@ -116,8 +121,6 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     let takes = server.clone();
     let take = move |request| takes.take_inside(request);
     let _ = HOST.set(Host { id: server.id, connector: Arc::new(setup.connector.into_inner()), take: Box::new(take) });
-    #[cfg(test)]
-    let _ = HERE.set(server.clone());
     // It has the number that clients know, and is held for ever.
     let names = server.objects.add(names);
     debug_assert_eq!(names, messages::NAMES);
@@ -141,15 +144,12 @@ pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
     let pulse = lock(&server.pulse).clone();
     let leads = server.overflow.run(&server, Task::Lead(pulse));
     leads.map_err(|(_, error)| Error::io("the manager cannot start a thread", error))?;
-    server.watch();
-    // Its socket file goes.
-    listener.iter().for_each(|listener| listener.close());
-    Ok(())
+    Ok((server, listener))
 }
 
 /// The watcher's part: the main thread.
 impl Server {
-    fn watch(self: &Arc<Self>) {
+    pub(crate) fn watch(self: &Arc<Self>) {
         let (mut last, mut calm, mut next_collection) = (0, 0, Instant::now());
         while !self.has_ended.load(SeqCst) {
             std::thread::park_timeout(CHECK_EVERY);

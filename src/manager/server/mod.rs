@@ -3,6 +3,7 @@
 mod acceptor;
 mod connection;
 mod executor;
+mod faults;
 pub(crate) mod leader;
 mod objects;
 mod overflow;

@@ -18,7 +18,7 @@ impl Overflow {
     /// of those at work, or for [`try_again`](Self::try_again), and comes back only if there is none at all.
     pub(crate) fn run(&self, server: &Arc<Server>, task: Task) -> Result<(), (Task, io::Error)> {
         let mut state = lock(&self.state);
-        if self.may_wake() && state.idle > state.tasks.len() {
+        if server.faults.of_thread().is_ok() && state.idle > state.tasks.len() {
             state.tasks.push_back(task);
             self.called.notify_one();
             return Ok(());
@@ -37,32 +37,12 @@ impl Overflow {
         left.map_or(Ok(()), |task| Err((task, error)))
     }
 
-    /// Not where a test wants nobody to be free.
-    fn may_wake(&self) -> bool {
-        #[cfg(test)]
-        return !self.has_no_threads.load(Relaxed);
-        #[cfg(not(test))]
-        true
-    }
-
     fn start(&self, state: &mut OverflowState, server: &Arc<Server>) -> io::Result<()> {
-        let server = server.clone();
-        self.spawn(move || server.run_tasks())?;
+        server.faults.of_thread()?;
+        let runs = server.clone();
+        background::spawn(std::thread::Builder::new().name("mp-manager".into()), move || runs.run_tasks())?;
         state.threads += 1;
         Ok(())
-    }
-
-    fn spawn(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        #[cfg(test)]
-        if self.has_no_threads.load(Relaxed) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let run = || {
-            // What methods record is for the process that started the manager.
-            let _forwards = trace::on_this_thread();
-            run();
-        };
-        background::spawn(std::thread::Builder::new().name("mp-manager".into()), run).map(drop)
     }
 
     /// Whether a leader waits for a thread.
@@ -81,6 +61,8 @@ impl Overflow {
 
 impl Server {
     fn run_tasks(self: Arc<Self>) {
+        // What methods record is for the process that started the manager.
+        let _forwards = trace::on_this_thread();
         while let Some(task) = self.next_task() {
             match task {
                 Task::Lead(pulse) => self.lead(&pulse),
@@ -136,7 +118,7 @@ mod tests {
     async fn call_without_a_thread_runs_on_its_callers_thread() {
         let test_manager = test_manager().await;
         let here = test_manager.here();
-        test_manager.server.overflow.has_no_threads.store(true, Relaxed);
+        test_manager.server.faults.has_no_threads.store(true, Relaxed);
         let number = in_time(proxy::create(&here, || 4u32, ())).await.unwrap();
         assert_eq!(in_time(number.call(|n: &mut u32| *n, ())).await.unwrap(), 4);
     }
@@ -145,7 +127,7 @@ mod tests {
     async fn thread_left_behind_leads_on_if_there_is_no_other_leader() {
         let test_manager = test_manager().await;
         let number = proxy::create(&test_manager.client, || 4u32, ()).await.unwrap();
-        test_manager.server.overflow.has_no_threads.store(true, Relaxed);
+        test_manager.server.faults.has_no_threads.store(true, Relaxed);
         let slow = |n: &mut u32| {
             std::thread::sleep(20 * CHECK_EVERY);
             *n
@@ -163,7 +145,7 @@ mod tests {
         let test_manager = test_manager().await;
         let stuck = proxy::create(&test_manager.client, || 4u32, ()).await.unwrap();
         let free = proxy::create(&test_manager.client, || 5u32, ()).await.unwrap();
-        test_manager.server.overflow.has_no_threads.store(true, Relaxed);
+        test_manager.server.faults.has_no_threads.store(true, Relaxed);
         let stay = |n: &mut u32| {
             while !MAY_END.load(SeqCst) {
                 std::thread::yield_now();
@@ -173,7 +155,7 @@ mod tests {
         let call = stuck.call(stay, ());
         let others = async {
             test_manager.until(|| test_manager.server.overflow.is_short()).await;
-            test_manager.server.overflow.has_no_threads.store(false, Relaxed);
+            test_manager.server.faults.has_no_threads.store(false, Relaxed);
             let answer = tokio::time::timeout(Duration::from_secs(20), free.call(|n: &mut u32| *n, ())).await;
             MAY_END.store(true, SeqCst);
             answer.expect("another leads").unwrap()

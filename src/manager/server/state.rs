@@ -1,5 +1,6 @@
 //! What a manager consists of, and what goes through it: clients, jobs, events.
 
+use super::faults::Faults;
 use super::objects::{Counts, Lease, Object, Objects};
 use super::poller::{Open, Poller};
 use crate::error::Result;
@@ -44,15 +45,10 @@ pub(crate) struct Server {
     pub(crate) slow: Mutex<HashSet<u64>>,
     pub(crate) has_slow: AtomicBool,
     pub(crate) connections: AtomicUsize,
-    #[cfg(test)]
-    pub(crate) fault_injector: Mutex<Option<FaultInjector>>,
+    pub(crate) faults: Faults,
     pub(crate) last_connection: AtomicU64,
     pub(crate) has_ended: AtomicBool,
 }
-
-/// Is there whenever an answer is sent, and may have it refused.
-#[cfg(test)]
-pub(crate) type FaultInjector = Box<dyn FnMut(&EncodedMessage) -> Option<crate::error::ErrorKind> + Send>;
 
 /// The work outside of the runtime.
 pub(crate) enum Event {
@@ -120,9 +116,6 @@ pub(crate) struct Overflow {
     pub(crate) called: Condvar,
     /// A leader waits for a thread that could not be started.
     pub(crate) is_short: AtomicBool,
-    /// As if no thread were free, and none could be started.
-    #[cfg(test)]
-    pub(crate) has_no_threads: AtomicBool,
 }
 
 #[derive(Default)]
