@@ -42,6 +42,25 @@ pub(crate) fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
+/// Gives this process this nice value.
+pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
+    Ok(setpriority_process(None, nice)?)
+}
+
+/// Ties this thread to one CPU, of a number less than [`MAX_CPU`].
+pub(crate) fn tie_to(cpu: usize) -> io::Result<()> {
+    Ok(sched_setaffinity(None, &set(&[cpu]))?)
+}
+
+/// Limits a resource of this process, as far as its hard limit permits. That of the address space gets a higher hard limit, for
+/// the text of a panic, which needs memory.
+pub(crate) fn limit(resource: Resource, limit: u64) -> io::Result<()> {
+    let least = |limit| getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+    let spare = if resource == Resource::As { super::memory::spare() } else { 0 };
+    let limits = Rlimit { current: Some(least(limit)), maximum: Some(least(limit.saturating_add(spare))) };
+    Ok(setrlimit(resource, limits)?)
+}
+
 /// The place of a resource in [`RESOURCES`], then the soft and the hard limit.
 type Limit = (usize, Option<u64>, Option<u64>);
 

@@ -5,12 +5,12 @@ use super::{events, task, trace, worker_state};
 use crate::channel::lane::{self, LaneOrder, Pace, WorkerEnd};
 use crate::channel::{Receiver, Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::memory;
+use crate::os::{attributes, memory};
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, encode_error, report_error};
 use crate::process::note_memory_limit;
 use crate::wait::doorbell;
 use crate::wire::{Attachment, EncodedMessage, Payload};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::Resource;
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -99,24 +99,15 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(5);
 
 impl Conditions {
     fn apply(&self) -> Result<()> {
-        let failed =
-            |what: &str, error: rustix::io::Errno| Error::io(format!("a worker cannot have its {what}"), error);
+        let failed = |what| move |error| Error::io(format!("a worker cannot have its {what}"), error);
         if let Some(nice) = self.nice {
-            rustix::process::setpriority_process(None, nice).map_err(|error| failed("priority", error))?;
+            attributes::set_nice(nice).map_err(failed("priority"))?;
         }
         if let Some(cpu) = self.cpu {
-            let mut cpus = rustix::thread::CpuSet::new();
-            cpus.set(cpu);
-            rustix::thread::sched_setaffinity(None, &cpus).map_err(|error| failed("CPU", error))?;
+            attributes::tie_to(cpu).map_err(failed("CPU"))?;
         }
         for (resource, limit) in [(Resource::As, self.memory), (Resource::Nofile, self.descriptors)] {
-            if let Some(limit) = limit {
-                let least = |limit| getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
-                // A panic at the limit needs memory for its message.
-                let spare = if resource == Resource::As { memory::spare() } else { 0 };
-                let limits = Rlimit { current: Some(least(limit)), maximum: Some(least(limit.saturating_add(spare))) };
-                setrlimit(resource, limits).map_err(|error| failed("limits", error))?;
-            }
+            limit.map_or(Ok(()), |limit| attributes::limit(resource, limit)).map_err(failed("limits"))?;
         }
         note_memory_limit();
         Ok(())
