@@ -31,10 +31,11 @@ use super::protocol::{self, Answer, CleanerRequest, Named, Ready, Role};
 use super::variables::Variables;
 use super::{origin, role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::{attributes::Attributes, exec, fork, named, rights, signal, socket, socket::Sender, spawn, sync::lock};
+use crate::os::sync::{lock, try_lock};
+use crate::os::{attributes::Attributes, exec, fork, named, rights, signal, socket, socket::Sender, spawn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 /// The time in which a cleaner must confirm a name. It has nothing else to do.
@@ -113,11 +114,7 @@ pub(crate) fn keep(name: &str, identity: named::Identity) -> Result<()> {
 /// Sends the queued names to the cleaner, unless another thread has the lock: that thread sends them when it unlocks.
 fn send_forgotten() {
     while !lock(&FORGOTTEN).is_empty() {
-        let mut cleaners = match CLEANERS.try_lock() {
-            Ok(cleaners) => cleaners,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
+        let Some(mut cleaners) = try_lock(&CLEANERS) else { return };
         cleaners.forget_inherited();
         for named in std::mem::take(&mut *lock(&FORGOTTEN)) {
             cleaners.names.retain(|other| *other != named);

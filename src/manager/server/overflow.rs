@@ -2,7 +2,7 @@
 
 use super::state::{CHECK_EVERY, Overflow, OverflowState, Server, Task};
 use crate::os::background;
-use crate::os::sync::lock;
+use crate::os::sync::{lock, unpoisoned};
 use crate::process::entry::survive;
 use crate::process::trace;
 use std::io;
@@ -91,8 +91,8 @@ impl Server {
             }
             state.idle += 1;
             let waited = self.overflow.called.wait_timeout(state, THREAD_IDLE);
-            let (guard, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
-            state = guard;
+            let timeout;
+            (state, timeout) = unpoisoned(waited);
             state.idle -= 1;
             if timeout.timed_out() && state.tasks.is_empty() {
                 state.threads -= 1;

@@ -19,14 +19,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::os::background;
 use crate::os::eventfd;
 use crate::os::socket::{self, Wait};
-use crate::os::sync::lock;
+use crate::os::sync::{lock, try_lock};
 use crate::shm::atomic::fence;
 use crate::wait::WaitQueue;
 use crate::wire::{self, EncodedMessage, Fd, Parcel, frame};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -67,15 +67,6 @@ enum Flushed {
     Lost(Error),
     /// The last one, which its sender knows of.
     Failed(Error),
-}
-
-/// The outlet, unless a thread has it in its hand.
-fn free(outlet: &Mutex<Option<Outlet>>) -> Option<MutexGuard<'_, Option<Outlet>>> {
-    match outlet.try_lock() {
-        Ok(outlet) => Some(outlet),
-        Err(TryLockError::Poisoned(outlet)) => Some(outlet.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
 }
 
 /// Lets nobody wait longer at the connector of a manager.
@@ -186,7 +177,7 @@ impl Pipe {
     /// when it has let go of it.
     fn shut_if_ended(&self) {
         if self.has_ended.load(SeqCst)
-            && let Some(mut outlet) = free(&self.outlet)
+            && let Some(mut outlet) = try_lock(&self.outlet)
         {
             let gone = (outlet.take(), std::mem::take(&mut *lock(&self.unsent)));
             drop(outlet);
@@ -231,7 +222,7 @@ impl Pipe {
     fn send_rest(&self) {
         let mut armed_at = None;
         while self.has_unsent() {
-            let Some(mut outlet) = free(&self.outlet) else { return };
+            let Some(mut outlet) = try_lock(&self.outlet) else { return };
             let Some(open) = outlet.as_mut() else {
                 drop(outlet);
                 return lock(&self.unsent).clear();
@@ -278,7 +269,7 @@ impl Pipe {
 impl Transport for Pipe {
     fn has_room(&self) -> bool {
         // While another thread copies a message, however large, nobody waits for that: one more is begun meanwhile.
-        let Some(mut outlet) = free(&self.outlet) else { return true };
+        let Some(mut outlet) = try_lock(&self.outlet) else { return true };
         let has_room = outlet.as_mut().is_none_or(Outlet::has_room);
         drop(outlet);
         // Others may have come meanwhile, and found the outlet taken.
