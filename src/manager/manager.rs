@@ -496,10 +496,9 @@ impl ManagerConnect {
     async fn run(self) -> Result<Manager> {
         let connection = self.0.await?;
         let greeted = timer::within(GREETING_TIME, Self::greet(&connection)).await;
-        let welcome =
+        let (id, pid) =
             greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "the manager sent no greeting")))?;
-        let link = Link::over(welcome.id, welcome.pid, connection);
-        Ok(Manager { link, pid: welcome.pid, process: None })
+        Ok(Manager { link: Link::over(id, pid, connection), pid, process: None })
     }
 
     async fn greet(connection: &ByteConnection) -> Result<Welcome> {

@@ -106,11 +106,8 @@ impl PendingCalls {
     /// Waits for an answer that another thread or task brings.
     pub(crate) async fn answered(&self, id: u64) -> Result<EncodedMessage> {
         poll_fn(|cx| {
-            if let Some(answer) = self.take(id) {
-                return Poll::Ready(answer);
-            }
+            // An answer that is not there yet finds the waker.
             self.sleep(id, cx.waker());
-            // It may have come in between.
             self.take(id).map_or(Poll::Pending, Poll::Ready)
         })
         .await

@@ -228,12 +228,10 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Other` if all items that were put are done already; else as [`Proxy::call`].
     pub async fn task_done(&self) -> Result<()> {
-        let done = |queue: &mut QueueCore<T>| match queue.unfinished.checked_sub(1) {
-            Some(left) => {
-                queue.unfinished = left;
-                Ok(())
-            }
-            None => Err(Error::other("task_done was called more often than there were items")),
+        let done = |queue: &mut QueueCore<T>| -> Result<()> {
+            let too_often = || Error::other("task_done was called more often than there were items");
+            queue.unfinished = queue.unfinished.checked_sub(1).ok_or_else(too_often)?;
+            Ok(())
         };
         self.0.call(done, ()).await?
     }

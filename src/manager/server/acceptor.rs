@@ -14,7 +14,7 @@ pub(crate) async fn greet(id: Id, peer: &ByteConnection) -> Result<()> {
         let Some(theirs) = theirs.strip_prefix(GREETING).and_then(|rest| <[u8; 8]>::try_from(rest).ok()) else {
             return Err(Error::new(ErrorKind::Decode, "the other end is no client of a manager"));
         };
-        let welcome = Welcome { id, pid: std::process::id() };
+        let welcome: Welcome = (id, std::process::id());
         let message = wire::encode(&welcome)?;
         peer.send_bytes(&[&GREETING[..], message.payload(&welcome), &build.to_le_bytes()].concat()).await?;
         match u64::from_le_bytes(theirs) == build {

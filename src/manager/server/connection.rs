@@ -82,11 +82,6 @@ impl Connection {
             self.server.objects.release([(object, 1)]);
         }
     }
-
-    /// The object that a handle of this client is part of, if not the connection itself counts it.
-    fn owner(&self, owner: u64) -> Option<u64> {
-        (self.transport.is_inside() && owner != CONNECTION).then_some(owner)
-    }
 }
 
 impl Drop for Connection {
@@ -144,23 +139,20 @@ impl Server {
                 job.frame.wait = Some(Attempt::new((connection.number, id)));
                 return Ok(self.prepare(job, None));
             }
-            kind @ (messages::TOOK | messages::GIVE_BACK | messages::UNREAD) => {
+            kind @ (messages::TOOK | messages::GIVE_BACK | messages::UNREAD | messages::EXPIRE) => {
                 let id = reader.number()?;
-                let object = lock(&connection.asked).remove(&id);
+                let ticket = (connection.number, id);
+                let next = match kind {
+                    messages::TOOK => Next::Settle(ticket, waiting::End::Took),
+                    messages::GIVE_BACK => Next::Settle(ticket, waiting::End::GaveBack),
+                    messages::UNREAD => Next::Settle(ticket, waiting::End::Unread),
+                    _ => Next::Expire(ticket),
+                };
+                let mut asked = lock(&connection.asked);
+                let object = if kind == messages::EXPIRE { asked.get(&id).cloned() } else { asked.remove(&id) };
+                drop(asked);
                 if let Some(object) = object {
-                    let end = match kind {
-                        messages::TOOK => waiting::End::Took,
-                        messages::GIVE_BACK => waiting::End::GaveBack,
-                        _ => waiting::End::Unread,
-                    };
-                    self.enqueue(object, Next::Settle((connection.number, id), end));
-                }
-            }
-            messages::EXPIRE => {
-                let id = reader.number()?;
-                let object = lock(&connection.asked).get(&id).cloned();
-                if let Some(object) = object {
-                    self.enqueue(object, Next::Expire((connection.number, id)));
+                    self.enqueue(object, next);
                 }
             }
             // Leases are for families, and only the process that started the manager may end it.
@@ -178,23 +170,20 @@ impl Server {
                 self.watch_lease(lease, reader);
             }
             messages::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
-            messages::CLAIM => {
-                let object = reader.number()?;
-                match connection.owner(reader.number()?) {
-                    Some(owner) => self.objects.hold_inside(owner, object),
-                    None if self.objects.hold(object) => connection.note_held(object),
-                    None => {}
+            kind @ (messages::CLAIM | messages::RELEASE) => {
+                let (object, owner) = (reader.number()?, reader.number()?);
+                let is_claim = kind == messages::CLAIM;
+                // The object that the handle is part of counts it, or else the connection itself.
+                match (is_claim, connection.transport.is_inside() && owner != CONNECTION) {
+                    (true, true) => self.objects.hold_inside(owner, object),
+                    (false, true) => self.objects.release_inside(owner, object),
+                    (true, false) if self.objects.hold(object) => connection.note_held(object),
+                    (true, false) => {}
+                    (false, false) => connection.release_held(object),
                 }
             }
             // The descriptor closes as the reader drops.
             messages::CLAIMED => {}
-            messages::RELEASE => {
-                let object = reader.number()?;
-                match connection.owner(reader.number()?) {
-                    Some(owner) => self.objects.release_inside(owner, object),
-                    None => connection.release_held(object),
-                }
-            }
             kind @ (messages::COUNT | messages::WHERE | messages::END) => {
                 let mut answer = Writer::answer(reader.number()?, connection.clone());
                 match kind {

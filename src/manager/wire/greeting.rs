@@ -104,13 +104,9 @@ fn tls(certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Arc<rustls::ServerConfi
     config.map(Arc::new).map_err(|why| unfit(why.to_string()))
 }
 
-/// The answer to the greeting of a client from elsewhere. The number of the build follows it, which a client of another build
+/// The answer to the greeting of a client from elsewhere: the server's name and its pid. The number of the build follows it, which a client of another build
 /// can read even if it cannot read this.
-#[derive(serde::Serialize, serde::Deserialize)]
-pub(crate) struct Welcome {
-    pub(crate) id: Id,
-    pub(crate) pid: u32,
-}
+pub(crate) type Welcome = (Id, u32);
 
 /// The first bytes of a client from elsewhere, and of the manager to it.
 pub(crate) const GREETING: &[u8; 16] = b"multiprocess mgr";

@@ -77,11 +77,7 @@ impl Drop for Inside<'_> {
 }
 
 impl Marshal {
-    pub(crate) fn of(end: Arc<dyn End>) -> Self {
-        Self::at(Some(end))
-    }
-
-    /// For a message that arrived, by which end if it has one.
+    /// For a message that leaves or arrives by this end, if it has one.
     pub(crate) fn at(end: Option<Arc<dyn End>>) -> Self {
         Self { end, ..Self::default() }
     }

@@ -91,7 +91,7 @@ impl Writer {
     pub(crate) fn request(kind: u8, end: Arc<dyn End>) -> Self {
         let mut bytes = Vec::with_capacity(96);
         bytes.push(kind);
-        Self { bytes, attachments: Vec::new(), marshal: Marshal::of(end) }
+        Self { bytes, attachments: Vec::new(), marshal: Marshal::at(Some(end)) }
     }
 
     /// A request of these numbers, without values.
@@ -102,7 +102,8 @@ impl Writer {
     }
 
     pub(crate) fn answer(id: u64, end: Arc<dyn End>) -> Self {
-        let mut writer = Self { bytes: Vec::with_capacity(64), attachments: Vec::new(), marshal: Marshal::of(end) };
+        let mut writer =
+            Self { bytes: Vec::with_capacity(64), attachments: Vec::new(), marshal: Marshal::at(Some(end)) };
         writer.number(id);
         writer
     }
