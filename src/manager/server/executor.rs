@@ -23,7 +23,8 @@ thread_local! {
 impl Server {
     /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to an overflow thread.
     pub(crate) fn work(self: &Arc<Self>, job: Box<Job>) {
-        if self.has_slow.load(Relaxed) && self.is_slow(&job) {
+        let is_slow = || job.entry().is_some_and(|entry| lock(&self.slow).contains(&entry));
+        if self.has_slow.load(Relaxed) && is_slow() {
             self.delegate(job);
         } else {
             self.work_here(job);
@@ -34,10 +35,6 @@ impl Server {
         if let Err((Task::Work(job), _)) = self.overflow.run(self, Task::Work(job)) {
             self.work_here(job);
         }
-    }
-
-    fn is_slow(&self, job: &Job) -> bool {
-        job.entry().is_some_and(|entry| lock(&self.slow).contains(&entry))
     }
 
     /// Tells an object of what became of a request that may wait, after everything that came to it before.
