@@ -215,3 +215,15 @@ fn each_type_has_a_place_in_a_module_and_at_the_root() {
     is::<mp::Lock>(None::<mp::sync::Lock>);
     is::<mp::Deep<u8>>(None::<mp::wire::Deep<u8>>);
 }
+
+#[test]
+fn glossary_is_alphabetical_and_has_one_row_for_each_term() {
+    let text = read("docs/architecture.md");
+    let glossary = text.split("## Glossary").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = glossary.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let terms: Vec<_> = rows.skip(1).map(str::to_lowercase).collect();
+    assert!(terms.len() > 50, "{}", terms.len());
+    for pair in terms.windows(2) {
+        assert!(pair[0] < pair[1], "{} before {}", pair[0], pair[1]);
+    }
+}

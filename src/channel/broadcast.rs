@@ -44,7 +44,7 @@ use std::time::Duration;
 ///         for number in [1, 2, 3] {
 ///             sender.send(number)?;
 ///         }
-///         drop(sender); // The receivers get what was sent, and then `Closed`.
+///         drop(sender); // The receivers get the remaining values, and then `Closed`.
 ///         assert_eq!((one.await??, other.await??), (6, 6));
 ///         Ok(())
 ///     })
@@ -71,7 +71,7 @@ pub fn broadcast<T: Item>(capacity: usize) -> Result<(BroadcastSender<T>, Broadc
 /// # Details
 /// - **Waiting.** [`send`](Self::send) never waits for receivers.
 /// - **Death.** A process killed in the middle of a send has sent the value whole or not at all. When the last sender is gone,
-///   however its process ended, receivers get what was sent and then `Closed`.
+///   however its process ended, receivers get the remaining values and then `Closed`.
 /// - **Cost.** Two system calls for the copy, and one for each process that sleeps. Each receiver copies and decodes the value
 ///   itself. A broadcast is three descriptors and, for each value that is kept, 24 bytes and the largest message that was in its
 ///   place, rounded up to a power of two.

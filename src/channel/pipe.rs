@@ -23,7 +23,7 @@ use std::time::Duration;
 /// A pipe that is not empty holds about this many bytes before a send waits.
 const BYTES: u64 = 1 << 20;
 
-/// Creates a two-way pipe: what one end sends, the other end receives.
+/// Creates a two-way pipe: each end receives the values that the other end sends.
 ///
 /// Use instead:
 /// - [`simplex`] for one direction;
@@ -126,7 +126,7 @@ fn attachments(core: &ChannelCore) -> [Attachment; 2] {
 ///
 /// # Death
 /// - If the receiving end is dropped, or its process ends in any way, [`send`](Self::send) fails with `Closed`, also if it waits.
-/// - If this end is dropped, or its process ends, the receiver gets what was sent, and then `Closed`.
+/// - If this end is dropped, or its process ends, the receiver gets the remaining values, and then `Closed`.
 /// - A process killed during a send has sent the value as a whole or not at all.
 ///
 /// # Cost
@@ -150,7 +150,7 @@ pub struct Sender<T> {
 /// [`recv`](Self::recv) waits while there is no value. It is cancel safe.
 ///
 /// # Death
-/// If the sender is dropped, or its process ends in any way, what it has sent is received first, and then `Closed`. If this
+/// If the sender is dropped, or its process ends in any way, its values are received first, and then `Closed`. If this
 /// end is dropped, values that were not received are lost, and the sender fails with `Closed`.
 pub struct Receiver<T> {
     half: Half<T>,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-/// A value that queues and pipes carry: a serde value that owns what it holds.
+/// A value that queues and pipes carry: a serde value that owns its contents.
 ///
 /// It is implemented for all such types.
 pub trait Item: Serialize + DeserializeOwned + Send + 'static {}
@@ -37,7 +37,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 ///
 /// A handle is cheap to clone and is itself a serde value: send it as an argument, in a result, inside another value, or
 /// through another queue. All handles, in all processes, stand for the same queue. It exists as long as any process has a
-/// handle or one is on its way.
+/// handle, or one is inside a message.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process, Queue};

@@ -53,7 +53,7 @@ impl World {
         Sleepers::new(&self.words)
     }
 
-    /// Runs a worker with two orders of many quick items; in item `stuck` it stays for ever.
+    /// Runs a worker with two orders of many quiet items; in item `stuck` it stays for ever.
     fn work(&self, stuck: Option<u8>) {
         let (mut reader, mut writer, notifier) =
             (self.orders.reader(), self.results.writer(), ResultNotifier::default());

@@ -38,7 +38,7 @@ pub(super) struct Host {
     pub(super) pool: Pool,
     pub(super) names: Names,
     pub(super) id: u64,
-    /// As errors name it.
+    /// The name of the host in errors.
     pub(super) name: String,
     pub(super) lease: Duration,
     /// Results that are fetched in pieces, by their keys, and when a piece was last asked for.

@@ -209,7 +209,7 @@ impl Body {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Tasks {
     pub(super) submitter: u64,
-    /// Of this message, among all of its submitter's.
+    /// The number of this message, among all of its submitter's.
     pub(super) number: u64,
     /// A host asks before it begins: only its submitter knows some of the limits.
     pub(super) is_to_ask: bool,

@@ -265,7 +265,7 @@ pub(super) async fn has(
     }
 }
 
-/// As the server's API has bytes. Their number is a multiple of three.
+/// Encodes bytes as the server's API expects them. Their number is a multiple of three.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let four = |three: &[u8]| {

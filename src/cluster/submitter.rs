@@ -727,7 +727,7 @@ impl Session {
         self.publish(number).await;
     }
 
-    /// As it goes into the stream.
+    /// Encodes a message for the stream.
     fn encode(&self, number: u64) -> Option<Bytes> {
         let message = self.messages.get(&number)?;
         let task = |(place, order): (usize, &Order)| MessageOrder {

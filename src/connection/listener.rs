@@ -1,6 +1,6 @@
 //! Accepts connections, with many handshakes at a time.
 //!
-//! The driver, a task of the listener, accepts peers from the kernel and starts a task for each handshake. The outcomes
+//! The accept task of the listener accepts peers from the kernel and starts a task for each handshake. The outcomes
 //! wait in a queue for `accept`. While [`BACKLOG`] connections wait there, further peers wait in the kernel.
 //!
 //! # Floods
@@ -71,7 +71,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub struct Listener {
     shared: Arc<Shared>,
     local: String,
-    driver: AbortHandle,
+    accept_task: AbortHandle,
 }
 
 impl Listener {
@@ -151,7 +151,7 @@ impl Listener {
             return;
         }
         self.shared.state().is_closed = true;
-        self.driver.abort();
+        self.accept_task.abort();
         self.shared.close();
     }
 }
@@ -249,8 +249,8 @@ impl Bind {
             #[cfg(feature = "tls")]
             tls: self.tls,
         };
-        let driver = tokio::spawn(drive(Driving(shared.clone()), Arc::new(terms))).abort_handle();
-        Ok(Listener { shared, local, driver })
+        let accept_task = tokio::spawn(accept_peers(Accepting(shared.clone()), Arc::new(terms))).abort_handle();
+        Ok(Listener { shared, local, accept_task })
     }
 }
 
@@ -278,17 +278,17 @@ struct Terms {
     tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
-/// Shared by the listener and its driver.
+/// Shared by the listener and its accept task.
 struct Shared {
     state: Mutex<State>,
     /// Notifies one `accept` of an outcome.
     arrived: Notify,
-    /// Notifies the driver of room.
+    /// Notifies the accept task of room.
     taken: Notify,
 }
 
 struct State {
-    /// Here and not in the driver, so that closing the listener closes it at once. `None` once closed.
+    /// Here and not in the accept task, so that closing the listener closes it at once. `None` once closed.
     socket: Option<Own<Socket>>,
     /// Closed by its owner, not by the end of its runtime.
     is_closed: bool,
@@ -342,17 +342,17 @@ impl Shared {
     }
 }
 
-/// Closes the listener when its driver ends, for example with the runtime.
-struct Driving(Arc<Shared>);
+/// Closes the listener when its accept task ends, for example with the runtime.
+struct Accepting(Arc<Shared>);
 
-impl Drop for Driving {
+impl Drop for Accepting {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 /// Runs until it is aborted, or its runtime ends.
-async fn drive(driving: Driving, terms: Arc<Terms>) {
+async fn accept_peers(driving: Accepting, terms: Arc<Terms>) {
     let shared = &driving.0;
     let mut handshakes = Handshakes { tasks: JoinSet::new(), by_age: VecDeque::new(), shared: shared.clone() };
     loop {

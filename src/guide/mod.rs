@@ -23,7 +23,7 @@ macro_rules! pages {
 pages! {
     /// A program with a child process and a pool, in five minutes.
     first_program = "first-program.md";
-    /// From what you have to the type to take.
+    /// Which type to use for which purpose.
     which_one = "which-one.md";
     /// Each public name of Python's `multiprocessing`, of `concurrent.futures` and of joblib, beside ours.
     from_python = "from-python.md";

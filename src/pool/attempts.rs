@@ -24,7 +24,7 @@ use tokio::sync::watch;
 pub(super) struct Again<R> {
     condition: Predicate<R>,
     tried: u32,
-    /// The call as it was handed in; made when it begins.
+    /// The call as it was submitted; made when it begins.
     plan: Option<Plan>,
     /// The time before the next attempt.
     rest: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -113,7 +113,7 @@ pub(super) struct Singles<R> {
     condition: Predicate<R>,
     input: Option<(Box<dyn Input>, Ticket)>,
     running: FuturesUnordered<Single<R>>,
-    /// Items that could not be handed in.
+    /// Items that could not be submitted.
     failed: VecDeque<(u64, Result<R>)>,
     /// The source's own error, which comes last.
     last: Option<(u64, Error)>,

@@ -30,7 +30,7 @@ impl ResultBatch {
         Self::Records(Records { first, count, failures, kinds: Vec::new(), bytes, at: 0 })
     }
 
-    /// The same of a pool elsewhere, whose failures are of these kinds.
+    /// Sets the kinds of the failures, for results of a pool elsewhere.
     pub(super) fn with_kinds(mut self, of: Vec<(u64, ErrorKind)>) -> Self {
         if let Self::Records(Records { kinds, .. }) = &mut self {
             *kinds = of;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// The items of one call, as the pool has them.
 pub(super) struct CallItems {
-    /// Of the call, among all of this process.
+    /// The number of the call, among all of this process.
     pub(super) number: u64,
     pub(super) call: entry::Call,
     pub(super) label: &'static str,
@@ -82,9 +82,9 @@ pub(super) struct Items {
     pub(super) is_watched: bool,
     /// Items that wait before they are tried again.
     pub(super) resting: usize,
-    /// Items handed in and not settled.
+    /// Items submitted and not settled.
     pub(super) out: usize,
-    /// Bytes of the arguments of items handed in and not settled.
+    /// Bytes of the arguments of items submitted and not settled.
     pub(super) bytes: usize,
     visited: Visited,
     /// Orders that a taker has.
@@ -171,7 +171,7 @@ impl CallItems {
         self.options.checkout > 0 && !self.options.acquires
     }
 
-    /// Returns `true` if its items are handed in only once there is room for them.
+    /// Returns `true` if its items are submitted only once there is room for them.
     pub(super) fn needs_room(&self) -> bool {
         self.is_bounded() && !self.options.is_admitted
     }
@@ -181,7 +181,7 @@ impl CallItems {
         self.options.checkout == 0
     }
 
-    /// Returns `true` if an item is known to be over so soon that a look at the clock would cost a part of it.
+    /// Returns `true` if an item is known to be so brief that a reading of the clock would cost a part of it.
     pub(super) fn is_tiny(&self) -> bool {
         self.usual_ns() <= CLOCK_NS
     }
@@ -225,7 +225,7 @@ impl CallItems {
         }
     }
 
-    /// Returns `true` if an item is known to be over soon, so that others may wait behind it.
+    /// Returns `true` if an item is known to be quiet, so that others may wait behind it.
     pub(super) fn is_quick(&self) -> bool {
         (1..=QUICK_NS).contains(&self.usual_ns())
     }
@@ -327,7 +327,7 @@ impl CallItems {
         items.waker.take().map(|waker| (waker, items.out))
     }
 
-    /// The same for an outcome that never was the pool's business.
+    /// Settles an item whose outcome did not come from the pool.
     pub(super) fn settle_here(&self, index: u64, error: Error) {
         let mut items = self.items();
         items.done.push_back(ResultBatch::failed(index, error));

@@ -14,7 +14,7 @@ pub(super) struct Chunk {
     pub(super) body: Vec<u8>,
     /// The body, once it went through a pipe.
     sent: Option<Bytes>,
-    /// Of the only item.
+    /// The attachments of the only item.
     pub(super) attachments: Vec<Attachment>,
     /// Since when it waits, if that matters.
     pub(super) queued: Option<Instant>,
@@ -48,7 +48,7 @@ impl Chunk {
         if self.attachments.is_empty() { self.bytes().len() } else { usize::MAX / 2 }
     }
 
-    /// As it goes through a pipe; not copied. A single item leaves the head of its record behind.
+    /// Takes the message for a pipe out of it, without a copy. A single item leaves the header of its record behind.
     pub(super) fn encoded(&mut self) -> EncodedMessage {
         let body = &mut self.body;
         let sent = self.sent.get_or_insert_with(|| std::mem::take(body).into());

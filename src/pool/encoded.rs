@@ -119,7 +119,7 @@ impl EncodedRun {
         self.flight.poll_next(0, cx).map(|batch| batch.map(|batch| self.encode(batch)))
     }
 
-    /// The same as a future.
+    /// Waits for the next results.
     pub(crate) async fn next(&mut self) -> Option<EncodedResults> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }

@@ -42,9 +42,9 @@ pub(super) struct Shared {
     alarm: OnceLock<Arc<WaitQueue>>,
     /// The executor of a pool without worker processes.
     taker: OnceLock<Arc<dyn Taker>>,
-    /// How many orders can be executed at the same time, of items that take a while and of such as are over soon.
+    /// How many orders can be executed at the same time, of items that take a while and of quiet ones.
     slots: [AtomicUsize; 2],
-    /// Items handed in and not settled.
+    /// Items submitted and not settled.
     out: AtomicUsize,
     /// The driver has something to do.
     pub(super) nudge: Notify,
@@ -175,7 +175,7 @@ impl Shared {
         self.event(Scheduler::let_go);
     }
 
-    /// For how many of up to `wanted` items of `call_items` there is room. If for none, `waker` is woken when there is, and `ticket`
+    /// Reserves room for up to `wanted` items of `group`, and returns for how many. If for none, `waker` is woken when there is room, and `ticket`
     /// keeps the place until then.
     pub(super) fn reserve(
         &self,
@@ -263,7 +263,7 @@ impl Shared {
         self.event(Scheduler::results_arrived)
     }
 
-    /// The same for a caller that spins: returns at once if another thread has the lock.
+    /// Collects results for a caller that spins: returns at once if another thread has the lock.
     #[inline]
     pub(super) fn try_pump(&self) {
         let Ok(mut scheduler) = self.scheduler.try_lock() else { return };
@@ -296,7 +296,7 @@ impl Shared {
         self.event(Scheduler::about_to_sleep);
     }
 
-    /// The same for a caller with many quick items out, which needs no notice before a worker begins its last order.
+    /// Arms the alarm for a caller with many quiet items out, which needs no notice before a worker begins its last order.
     pub(super) fn arm_alarm_for_bulk(&self) {
         if let Some(alarm) = self.alarm.get() {
             let _ = alarm.arm();
@@ -304,7 +304,7 @@ impl Shared {
         self.event(Scheduler::about_to_sleep_in_bulk);
     }
 
-    /// Returns `true` if results should be collected now, for a caller with many quick items out.
+    /// Returns `true` if results should be collected now, for a caller with many quiet items out.
     pub(super) fn should_collect(&self) -> bool {
         self.scheduler().should_collect()
     }

@@ -127,7 +127,7 @@ impl<E: Item> Events<E> {
         Self { stream: None, queue: None, failed: Some(error) }
     }
 
-    /// Those of a call that has begun, or has a listener.
+    /// Returns the failed events of a call that has begun, or has a listener.
     pub(super) fn late() -> Self {
         Self::failed(Error::other("the events of a call are asked for once, and before its first poll"))
     }
@@ -192,7 +192,7 @@ struct Listener {
     queue: EncodedMessage,
 }
 
-/// Of a type, as all processes of this program know it.
+/// Returns the key of a type, the same in all processes of this program.
 fn key_of<E: 'static>() -> u64 {
     let mut hasher = DefaultHasher::new();
     TypeId::of::<E>().hash(&mut hasher);
@@ -400,12 +400,12 @@ fn was_stopped(label: &str) -> Error {
     Error::new(ErrorKind::Cancelled, text)
 }
 
-/// Of an event of a task that is done.
+/// Returns the error of an event of a task that is done.
 pub(super) fn is_over(label: &str) -> Error {
     Error::new(ErrorKind::Closed, format!("{label} is over, and sends no more events"))
 }
 
-/// Of a call whose tasks run on other hosts.
+/// Returns the error of a call whose tasks run on other hosts.
 pub(super) fn elsewhere() -> Error {
     let why =
         "a call of a cluster pool has no events: its tasks run on other hosts, and a queue does not cross to them";

@@ -80,7 +80,7 @@ const CHUNKS_AHEAD: usize = 4;
 /// So many items in a chunk are many, and so are those that take so long together.
 const BULK: usize = 256;
 const WORTH_SLEEPING_NS: u64 = 20_000;
-/// In half of this workers do not run out of work before a caller that is woken has handed in more.
+/// In half of this workers do not run out of work before a caller that is woken has submitted more.
 const WORTH_HALVING_NS: u64 = 4_000_000;
 /// Bytes of arguments in flight, beyond which only one item is pulled.
 const BYTES_AHEAD: usize = 64 << 20;
@@ -149,7 +149,7 @@ impl Flight {
             let stop = input.fill(&mut chunk, Most { items: most, bytes: limits.bytes }, cx);
             self.pulled += u64::from(chunk.count);
             self.pool.shared().give_back(&self.group, most - chunk.count as usize);
-            // Small ones are handed in together.
+            // Small ones are submitted together.
             let is_large = chunk.bytes().len() >= TOGETHER / 16;
             if chunk.count > 0 {
                 chunks.push(chunk);
@@ -310,12 +310,12 @@ impl Flight {
         out >= 2 * chunk && self.pool.shared().out() <= out
     }
 
-    /// Returns `true` if its source has something that was not handed in.
+    /// Returns `true` if its source has something that was not submitted.
     pub(super) fn is_held_back(&self) -> bool {
         self.input.is_some()
     }
 
-    /// The caller does not wait any more: items that run are stopped, and items that were not handed in never are.
+    /// The caller does not wait any more: items that run are stopped, and items that were not submitted never are.
     pub(super) fn cancel(&self) {
         self.pool.shared().cancel(&self.group);
         if let Some(place) = self.place {
@@ -323,7 +323,7 @@ impl Flight {
         }
     }
 
-    /// Lets the items that were handed in go on alone.
+    /// Lets the items that were submitted go on alone.
     pub(super) fn detach(&mut self) {
         self.returned = self.pulled;
     }

@@ -47,7 +47,7 @@ pub(super) trait Input: Send {
     /// The lower bound of the items to come, by the source's size hint.
     fn remaining(&self) -> usize;
 
-    /// The same once more, if it can be had.
+    /// Returns a copy of this input, if there can be one.
     fn again(&self) -> Option<Box<dyn Input>> {
         None
     }

@@ -78,7 +78,7 @@ struct Run {
     at: usize,
     began: Instant,
     label: &'static str,
-    /// As `current_task` sees the item at work.
+    /// The item at work, for `current_task`.
     runs: Option<RunsHere>,
     at_work: AtWork,
 }
@@ -88,12 +88,12 @@ impl Run {
         self.order.start_by().is_some_and(|limit| Instant::now() >= limit)
     }
 
-    /// That of the item at work.
+    /// Returns the index of the item at work.
     fn index(&self) -> u64 {
         self.order.first() + u64::from(self.next) - 1
     }
 
-    /// Those of the item that begins there, which starts.
+    /// Returns the arguments of the item whose record begins at `start`, and starts it.
     fn arguments(&mut self, start: usize) -> Result<Arguments<'_>> {
         let Some((_, bytes, _)) = spsc::first(self.order.records().get(start..).unwrap_or_default()) else {
             return Err(Error::new(ErrorKind::Decode, "an order with fewer items than it says"));

@@ -37,14 +37,14 @@ pub(super) struct Options {
     pub(super) is_many: bool,
     /// Its caller wants all results together: it need not be woken for each.
     pub(super) gathers: bool,
-    /// Those of the pool.
+    /// The chunk limits of the pool.
     pub(super) limits: ChunkLimits,
     /// The index of the first item, and how often the items were tried before: for an order from elsewhere.
     pub(super) first_index: u64,
     pub(super) first_attempt: u32,
     /// The number of the call, if it has one already: attempts of one call share it.
     pub(super) number: Option<u64>,
-    /// Of an order from another host: the call that it is of.
+    /// The call of an order from another host.
     pub(super) origin: Option<Origin>,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct ChunkLimits {
 }
 
 impl ChunkLimits {
-    /// Those of processes and threads of this machine.
+    /// The limits for processes and threads of this machine.
     pub(crate) const LOCAL: Self = Self { time: Duration::from_millis(1), items: 1024, bytes: 12 << 10 };
 }
 

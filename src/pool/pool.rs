@@ -90,7 +90,7 @@ impl PoolBuilder {
     ///
     /// # Errors
     /// - `Other` for 0 workers or tasks, or outside a tokio runtime.
-    /// - `Io` in a runtime without its I/O or its timer, or if there is no memory for what the workers share.
+    /// - `Io` in a runtime without its I/O or its timer, or if there is no memory that the workers can share.
     /// - `Encode` if an argument of the initializer or the finalizer cannot be serialised.
     /// - `NotInitialized` as for [`Process::spawn`](crate::Process::spawn).
     pub fn build(self) -> Result<Pool> {
@@ -243,7 +243,7 @@ impl Pool {
 
     /// Runs `f` on each item when awaited, and returns all results in order.
     ///
-    /// The first item that fails ends the map with its error and cancels the rest. Dropping the map cancels what is left of it.
+    /// The first item that fails ends the map with its error and cancels the rest. Dropping the map cancels the rest.
     ///
     /// # Errors
     /// When awaited, the error of the first item that fails; see [`apply`](Self::apply). `Panicked` if the iterator panics.
@@ -539,7 +539,7 @@ impl Pool {
         Shutdown { not_begun, killed }
     }
 
-    /// Returns what the pool is doing, and how long items have waited and run.
+    /// Returns a snapshot of the pool: its items and workers, and histograms of how long items waited and ran.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};

@@ -41,7 +41,7 @@ pub(crate) struct Origin {
     pub(crate) call: u64,
 }
 
-/// Of a [`Pace`], in an order's head: until the last order begins. Less are microseconds.
+/// A [`Pace`] in an order's head: until the last order begins. Lower values are microseconds.
 const LAST: u16 = u16::MAX;
 
 /// Which words an order's head has behind the first four.
@@ -150,7 +150,7 @@ pub(super) struct Contract {
     pub(super) initializer: Option<EncodedTask>,
     pub(super) finalizer: Option<EncodedTask>,
     pub(super) conditions: Conditions,
-    /// That of most of its orders; see [`Origin`].
+    /// The submitter of most of its orders; see [`Origin`].
     pub(super) submitter: u64,
 }
 

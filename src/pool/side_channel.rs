@@ -130,7 +130,7 @@ impl SideOrders {
         Arc::new(Self { seat, pipe: Mutex::new(pipe), waiting, count, is_wanted })
     }
 
-    /// That of its worker.
+    /// Returns the seat of its worker.
     pub(super) fn seat(&self) -> usize {
         self.seat
     }

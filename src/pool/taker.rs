@@ -359,7 +359,7 @@ impl EncodedResults {
         Self { first: index, count: 1, records }
     }
 
-    /// The same with other errors in the places of those that there are.
+    /// Replaces each error by the result of `change`.
     pub(crate) fn map_errors(self, mut change: impl FnMut(Error) -> Error) -> Self {
         if matches!(self.check(), Ok(0)) {
             return self;

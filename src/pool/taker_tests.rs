@@ -308,7 +308,7 @@ async fn a_place_in_line_that_is_not_used_any_more_goes_to_the_next_caller() {
     assert!((&mut apply).now_or_never().is_none());
     assert!((&mut apply).now_or_never().is_none());
     let stats = pool.stats();
-    assert_eq!(stats.queued + stats.running, 6, "the call was handed in");
+    assert_eq!(stats.queued + stats.running, 6, "the call was submitted");
 }
 
 /// A waker whose drop and whose clone use the pool.

@@ -35,7 +35,7 @@ enum Stop {
     Here(Arc<StopHere>),
 }
 
-/// Of an item that a thread of this process runs.
+/// The stop request of an item that a thread of this process runs.
 pub(super) struct StopHere {
     is_asked: Arc<AtomicBool>,
     is_over: AtomicBool,
@@ -44,7 +44,7 @@ pub(super) struct StopHere {
 
 struct Running {
     task: CurrentTask,
-    /// Of the item at work, if it has asked for it.
+    /// The token of the item at work, if it has asked for one.
     token: Option<CancellationToken>,
 }
 
@@ -402,7 +402,7 @@ impl RunsHere {
         Self(here)
     }
 
-    /// For those that may ask it to stop.
+    /// Returns its stop request, for those that may ask it to stop.
     pub(super) fn stop(&self) -> &Arc<StopHere> {
         &self.0
     }

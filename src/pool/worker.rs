@@ -76,7 +76,7 @@ struct Context {
     /// The order's bytes, and where the next item begins in them.
     bytes: Vec<u8>,
     at: usize,
-    /// That of orders whose heads name none.
+    /// The submitter of orders whose heads name none.
     submitter: u64,
     fds: Vec<OwnedFd>,
     order: Option<LaneOrder>,

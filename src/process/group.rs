@@ -16,7 +16,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-/// Child processes that belong together: what `tokio::task::JoinSet` is for tasks.
+/// Child processes that belong together, as `tokio::task::JoinSet` holds tasks that belong together.
 ///
 /// Use instead:
 /// - [`Pool`](crate::Pool) for many short tasks: it keeps its processes;

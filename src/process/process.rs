@@ -127,7 +127,7 @@ impl<R: DeserializeOwned + 'static> Process<R> {
     /// - `ProcessDied`, with the exit status, if the process ended before its function returned.
     /// - `MemoryLimit` if an allocation failed at its [`memory_limit`](crate::ProcessBuilder::memory_limit).
     /// - `Decode` if the arguments or the result cannot be read.
-    /// - `Spawn` if the process cannot take on what its builder asked for, such as a nice value.
+    /// - `Spawn` if the process cannot apply an option of its builder, such as a nice value.
     /// - `Io` if the result cannot be received, for example because the runtime has no I/O driver or no descriptor is left.
     /// - `Other` if the result was taken before, or outside a tokio runtime.
     /// - `Forked` in a process that the program made by `fork`.

@@ -370,7 +370,7 @@ impl<R: DeserializeOwned + 'static> Ending<R> {
         }
     }
 
-    /// Asks the process to end and kills it after `grace`: what its function returned, if it did.
+    /// Asks the process to end and kills it after `grace`. Returns the result of its function, if that returned.
     async fn stop(mut self, grace: Duration) -> Option<R> {
         // Signals fail for what has ended.
         let _ = self.process.terminate();

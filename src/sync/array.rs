@@ -90,7 +90,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The elements stay where they are; the array exists as long as any process has a handle or one is on its way.
+/// pipe. The elements stay where they are; the array exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Soundness.** The slice of a guard is an ordinary Rust slice: no other process or thread writes to it, because every

@@ -274,7 +274,7 @@ impl BarrierWaitResult {
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The barrier exists as long as any process has a handle or one is on its way.
+/// pipe. The barrier exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Broken barriers.** A party that is dropped, times out or is killed while it waits breaks the barrier. All parties

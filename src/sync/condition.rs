@@ -53,7 +53,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The condition exists as long as any process has a handle or one is on its way.
+/// pipe. The condition exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Notifying.** [`notify_one`](Condition::notify_one) wakes exactly one waiter, if there is one: the longest waiting task

@@ -170,7 +170,7 @@ fn timed_out() -> Error {
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The event exists as long as any process has a handle or one is on its way.
+/// pipe. The event exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Waiting.** [`wait`](Event::wait) returns once the flag is set. All tasks that wait when it is set continue, even if it

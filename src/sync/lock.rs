@@ -45,7 +45,7 @@ use std::time::Duration;
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. All handles refer to the same lock, which exists as long as any process has a handle or one is on its way.
+/// pipe. All handles refer to the same lock, which exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Waiting.** A running task may acquire a free lock before tasks that sleep. A task that has waited for 1 ms is handed the

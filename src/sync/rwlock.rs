@@ -366,7 +366,7 @@ impl Drop for RwLockWriteGuard {
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The lock exists as long as any process has a handle or one is on its way.
+/// pipe. The lock exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Waiting.** [`read`](RwLock::read) waits while a process writes or waits to write. [`write`](RwLock::write) waits

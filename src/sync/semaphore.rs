@@ -303,7 +303,7 @@ impl fmt::Debug for Permit {
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The semaphore exists as long as any process has a handle or one is on its way.
+/// pipe. The semaphore exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Waiting.** [`acquire`](Semaphore::acquire) queues from its first poll. Running tasks may overtake sleeping ones, but

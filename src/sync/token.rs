@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 /// - [`current_task`](crate::current_task) in a task of a pool, which is cancelled by dropping its call.
 ///
 /// All clones of a token are one token, in every process: [`cancel`](CancellationToken::cancel) on any of them cancels all, for
-/// good, and wakes all that wait for it. It is what [`tokio_util::sync::CancellationToken`] is within one process.
+/// good, and wakes all that wait for it. It corresponds to [`tokio_util::sync::CancellationToken`] within one process.
 ///
 /// ```
 /// use multiprocess::{self as mp, CancellationToken, Process};
@@ -47,7 +47,7 @@ use tokio::runtime::Handle;
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The token exists as long as any process has a handle or one is on its way.
+/// pipe. The token exists as long as any process or message has a handle.
 ///
 /// # Children
 /// A [child token](CancellationToken::child_token) is cancelled with its parent, and can be cancelled alone. It may be made in

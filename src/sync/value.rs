@@ -98,7 +98,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Handles
 /// A handle is cheap to clone and is a serde value. It can be an argument, a result, or part of a value in a queue or a
-/// pipe. The value exists as long as any process has a handle or one is on its way.
+/// pipe. The value exists as long as any process or message has a handle.
 ///
 /// # Details
 /// - **Consistency.** A value that was read is one that was written, never parts of two. `get`, `set` and the atomic

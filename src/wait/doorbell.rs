@@ -1,7 +1,7 @@
 //! How a sleeping process is reached: its eventfd, watched by every runtime in it that has a sleeper.
 //!
 //! An eventfd under EPOLLET fires on each write without being read. Tokio wakes our own waker right inside its
-//! driver. That reads which wait queues are concerned (`rung_for`) and wakes their tasks: no task of ours, no extra hop.
+//! I/O driver. That reads which wait queues are concerned (`rung_for`) and wakes their tasks: no task of ours, no extra hop.
 
 use crate::os::epoll::{self, Epoll};
 use crate::os::eventfd;
@@ -19,7 +19,7 @@ use std::thread::ThreadId;
 use std::time::Instant;
 use tokio::runtime::{Handle, Id};
 
-/// Calls `react` in tokio's driver at each edge of a descriptor, until dropped.
+/// Calls `react` in tokio's I/O driver at each edge of a descriptor, until dropped.
 pub(crate) struct Watch<F: AsFd + AsRawFd> {
     fd: Watched<F>,
     react: Box<dyn Fn() + Send + Sync>,
@@ -27,7 +27,7 @@ pub(crate) struct Watch<F: AsFd + AsRawFd> {
     waker: Waker,
 }
 
-/// Calls `react` in the driver of the current runtime each time that `doorbell` is rung, until the result is dropped.
+/// Calls `react` in the I/O driver of the current runtime each time that `doorbell` is rung, until the result is dropped.
 pub(crate) fn watch(
     doorbell: Arc<OwnedFd>,
     react: impl Fn() + Send + Sync + 'static,
@@ -60,7 +60,7 @@ impl<F: AsFd + AsRawFd + Send + Sync + 'static> Watch<F> {
             }
             Poll::Ready(())
         });
-        // Without a budget: this runs in the driver, or on behalf of all tasks of the runtime.
+        // Without a budget: this runs in the I/O driver, or on behalf of all tasks of the runtime.
         let step = pin!(tokio::task::coop::unconstrained(step));
         let _ = step.poll(&mut Context::from_waker(&self.waker));
     }

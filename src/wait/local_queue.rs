@@ -94,7 +94,7 @@ impl WaitQueue {
         Ok(Arc::new(Self { family, region, first_word, hint, hangup, own_doorbell, react, waiting, local, spin }))
     }
 
-    /// An alarm, which has no waiting tasks. While it is armed, a notification calls `react` in the driver of the runtime, or in
+    /// An alarm, which has no waiting tasks. While it is armed, a notification calls `react` in the I/O driver of the runtime, or in
     /// the call that arms it. It may be called more often than asked for.
     pub(crate) fn alarm(
         region: Arc<Region>,
@@ -186,7 +186,7 @@ impl WaitQueue {
     }
 
     /// Sets once the reader for all tasks that sleep by [`until_read`](super::until_read): `read` is called at each
-    /// notice, in the driver of a runtime. It takes all there is, and [`arm`](Self::arm)s again if somebody goes on
+    /// notice, in the I/O driver of a runtime. It takes all there is, and [`arm`](Self::arm)s again if somebody goes on
     /// waiting.
     pub(crate) fn set_reader(&self, read: impl Fn() + Send + Sync + 'static) {
         let _ = self.react.set(Box::new(read));

@@ -32,7 +32,7 @@ impl<T, F: FnMut(bool) -> Option<T>> Attempt<T> for F {
     }
 }
 
-/// Resolves to what `attempt` yields, trying whenever `line` is notified.
+/// Resolves to the result of `attempt`, which is called whenever `line` is notified.
 ///
 /// It queues at the first poll. A dropped future has not succeeded: the effect of `attempt` has not happened, and a notification
 /// that was meant for it goes to the next waiter.
@@ -148,7 +148,7 @@ fn try_before_sleep<T>(
     Ok(attempt.attempt(true))
 }
 
-/// Returns what `attempt` yields now: for callers that rarely have to wait, without the preparation that a wait needs. It costs
+/// Returns the result of `attempt` now: for callers that rarely have to wait, without the preparation that a wait needs. It costs
 /// the task a part of its budget, as a wait does, so that a loop of these lets other tasks run.
 #[inline]
 pub(crate) async fn at_once<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {

@@ -72,7 +72,7 @@ impl Waiters {
         Waiter { waiters: self, id: None }
     }
 
-    /// Resolves to what `attempt` yields. A dropped future has changed nothing.
+    /// Resolves to the result of `attempt`. A dropped future has changed nothing.
     pub(crate) async fn until<T>(&self, attempt: impl FnMut() -> Option<T>) -> io::Result<T> {
         let mut waiter = self.waiter();
         until_read(&self.line, attempt, |waker| waiter.sleep(waker)).await

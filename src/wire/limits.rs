@@ -56,7 +56,7 @@ impl Drop for Restore {
 
 /// Runs `f` with another limit for how deeply values may be nested.
 ///
-/// A value that leaves this process (an argument, a result, what is put into a queue or pipe or goes to a manager) may
+/// A value that leaves this process (an argument, a result, an item of a queue or pipe, a value for a manager) may
 /// be nested 1024 levels deep. Each sequence, tuple, map, struct, `Some` and variant with content is a level; a node of a
 /// linked list is two, its struct and its `Some`. Deeper values are refused while they are encoded, with
 /// [`ErrorKind::Encode`](crate::ErrorKind::Encode), so that what was taken can be read. The limit counts where a value is

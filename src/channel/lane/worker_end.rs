@@ -184,7 +184,7 @@ impl WorkerEnd {
         Ok(EventWriter { results: Writer::new(rings(&region)?[1].clone(), RESULTS), region, room, pool, kind })
     }
 
-    /// Goes on behind what an event writer has written.
+    /// Continues behind the records of an event writer.
     pub(crate) fn catch_up(&mut self) {
         self.results.catch_up(results(&self.region));
     }

@@ -346,7 +346,7 @@ impl Scheduler {
     }
 
     /// Takes the results that quiet workers have put. If none has come since the last check, or items are tiny and their caller should
-    /// hand in more, workers notify of each result of the orders that they have by now.
+    /// submit more, workers notify of each result of the orders that they have by now.
     fn check_quiet(&mut self, effects: &mut Effects) {
         self.is_quiet_check_planned = false;
         let quiet: Vec<usize> = self.seats.index_mut().quiet.iter().collect();

@@ -4,7 +4,7 @@
 //! | items of the call | worker that gets the order |
 //! |---|---|
 //! | of unknown length, or long | an idle one, in the lowest seat |
-//! | over soon (2 ms) | the same; if none is idle, the one with the fewest orders, all of them over soon, at most three behind the one that runs. A call of one item is not put behind orders of calls with many |
+//! | quiet (2 ms) | the same; if none is idle, the one with the fewest orders, all of them quiet, at most three behind the one that runs. A call of one item is not put behind orders of calls with many |
 //! | brief (20 us): over before a worker could be woken | one that is awake with brief items, once as many are awake as there are CPUs; else as above. A call of one item gets an idle worker rather than wait for a call with many items |
 //!
 //! **An idle worker takes over.** If nothing waits and a worker is idle, it gets a part of the orders that lie behind an item of 50 us or more at another.

@@ -125,7 +125,7 @@ impl Effects {
         (from..to).for_each(|at| self.deliver(group, ResultBatch::failed(chunk.first + u64::from(at), error())));
     }
 
-    /// The same for all of a chunk that was never given out.
+    /// Fails all items of a chunk that no worker got.
     pub(super) fn fail_pending(&mut self, group: &CallItems, chunk: &Chunk, error: impl Fn() -> Error) {
         self.fail(group, chunk, (0, chunk.count), error);
         group.forget(chunk);

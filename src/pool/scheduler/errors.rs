@@ -6,7 +6,7 @@ pub(super) fn terminated() -> Error {
     Error::new(ErrorKind::Cancelled, "the pool was terminated before this item was done")
 }
 
-/// Of an item that was not done when the pool's runtime ended.
+/// Returns the error of an item that was not done when the pool's runtime ended.
 pub(in crate::pool) fn stranded() -> Error {
     Error::new(ErrorKind::Cancelled, format!("{RUNTIME_ENDED} before this item was done"))
 }

@@ -47,7 +47,7 @@ impl Scheduler {
         self.end_if_done(effects);
     }
 
-    /// Chunks were handed in.
+    /// Chunks were submitted.
     pub(in crate::pool) fn submitted(&mut self, group: &Arc<CallItems>, mut chunks: Vec<Chunk>, effects: &mut Effects) {
         let items = chunks.iter().map(|chunk| chunk.count as usize).sum::<usize>();
         group.items().out += items;
@@ -162,7 +162,7 @@ impl Scheduler {
         self.plan_sweep(effects);
     }
 
-    /// The same for a caller with many quick items out, which needs no notice before a worker begins its last order.
+    /// Collects before a sleep, for a caller with many quiet items out, which needs no notice before a worker begins its last order.
     pub(in crate::pool) fn about_to_sleep_in_bulk(&mut self, effects: &mut Effects) {
         if self.should_collect() && self.collect(effects) {
             self.advance(effects);

@@ -54,7 +54,7 @@ use taken::TakenOrders;
 use worker::Worker;
 pub(super) use worker::{Circumstances, Control};
 
-/// Orders that wait at a worker behind the one it runs, if they are known to be over soon.
+/// Orders that wait at a worker behind the one it runs, if they are known to be quiet.
 const PREFETCH: usize = 3;
 const DEPTH: usize = 1 + PREFETCH;
 
@@ -91,19 +91,19 @@ pub(super) struct Scheduler {
     alert: Option<Instant>,
     /// Calls that may still add items.
     open: usize,
-    /// Items handed in and not settled.
+    /// Items submitted and not settled.
     out: usize,
     /// Items that no worker has, but for those of checkouts.
     waiting: usize,
     /// Chunks that any worker may have and none has.
     waiting_chunks: usize,
-    /// For items that wait.
+    /// The room for items that wait.
     room: Room,
     /// In a pool of so many seats all lanes are looked into.
     few: usize,
     /// So many workers are kept awake with brief items before another is woken.
     awake: usize,
-    /// That number is doubled so often, as those did not get on.
+    /// How often that number was doubled, because those workers did not get on.
     boost: u32,
     is_closed: bool,
     is_terminated: bool,
@@ -144,7 +144,7 @@ pub(super) struct Scheduler {
 /// A worker that is checked out.
 #[derive(Default)]
 struct CheckedOut {
-    /// As long as it lives.
+    /// Its seat, as long as it lives.
     seat: Option<usize>,
     queue: Queue,
 }
@@ -239,7 +239,7 @@ impl Scheduler {
         self.out
     }
 
-    /// So many workers are kept awake with items that are over soon, if there are that many.
+    /// So many workers are kept awake with items that are quiet, if there are that many.
     pub(super) fn most_awake(&self) -> usize {
         self.awake.min(self.most_workers()).max(1)
     }
@@ -260,7 +260,7 @@ impl Scheduler {
         self.taken.slots()
     }
 
-    /// Returns how many orders can be executed at the same time, and how many of those workers get items that are over soon.
+    /// Returns how many orders can be executed at the same time, and how many of those workers get items that are quiet.
     pub(super) fn slots(&self) -> (usize, usize) {
         match self.config.is_external {
             true => (self.taken.slots().max(1), self.taken.slots().max(1)),

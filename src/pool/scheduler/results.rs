@@ -79,7 +79,7 @@ impl Scheduler {
         any
     }
 
-    /// The same of one worker.
+    /// Collects the results of one worker.
     fn collect_from(&mut self, seat: usize, effects: &mut Effects) -> bool {
         if !self.seats.get(seat).is_some_and(Worker::has_come) {
             return false;

@@ -9,7 +9,7 @@ use std::task::Waker;
 pub(super) struct Room {
     /// Items that may wait; without a bound there is always room.
     most: Option<usize>,
-    /// Items that have room and have not been handed in.
+    /// Items that have room and have not been submitted.
     reserved: usize,
     /// Callers that wait for room, by their tickets.
     waiters: BTreeMap<u64, Waker>,
@@ -54,7 +54,7 @@ impl Room {
         granted
     }
 
-    /// Room for so many items is needed no longer: they were handed in, or there are none.
+    /// Room for so many items is needed no longer: they were submitted, or there are none.
     pub(super) fn give_back(&mut self, items: usize) {
         self.reserved = self.reserved.saturating_sub(items);
     }

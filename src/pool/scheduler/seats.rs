@@ -96,11 +96,11 @@ pub(super) struct Seat {
 /// A set of seats for each question.
 #[derive(Default)]
 pub(super) struct Index {
-    /// Workers that anybody may give another order, by how many they have. The first are idle; all orders of the others are over soon.
+    /// Workers that anybody may give another order, by how many they have. The first are idle; all orders of the others are quiet.
     pub(super) open: [SeatSet; DEPTH],
-    /// Those of them that have only orders of calls with one item.
+    /// The workers of these that have only orders of calls with one item.
     pub(super) single: [SeatSet; DEPTH],
-    /// Those of them that are awake with items that are over soon, and at none for long.
+    /// The workers of these that are awake with quiet items, and at none for long.
     pub(super) brief: [SeatSet; DEPTH],
     /// All such workers, those included that may not be given more.
     pub(super) awake: SeatSet,
@@ -108,11 +108,11 @@ pub(super) struct Index {
     pub(super) lagging: SeatSet,
     /// Workers that have items behind the one that runs, which others could run.
     pub(super) behind: SeatSet,
-    /// Those of them that have it of calls with many items, and were not asked to give it back.
+    /// The workers of these that have it from calls with many items, and were not asked to give it back.
     pub(super) reclaimable: SeatSet,
     /// Workers whose orders ahead were taken back, so that they become idle.
     pub(super) vacating: SeatSet,
-    /// Those of them whose items are so long that an idle worker should rather have them.
+    /// The workers of these whose items are so long that an idle worker should rather have them.
     pub(super) divisible: SeatSet,
     /// Workers that are not known to have begun their first item.
     pub(super) unbegun: SeatSet,

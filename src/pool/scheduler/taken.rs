@@ -29,7 +29,7 @@ struct Taken {
     group: Arc<CallItems>,
     first: u64,
     count: u32,
-    /// Of the arguments.
+    /// The bytes of the arguments.
     bytes: usize,
     /// A bit for each item that is settled.
     settled: Vec<u64>,
@@ -229,7 +229,7 @@ impl Scheduler {
         ids.into_iter().for_each(|id| self.cancel_order(id, || group.was_cancelled(), effects));
     }
 
-    /// The same for all that the taker has.
+    /// Cancels all orders that the taker has.
     pub(super) fn cancel_all_taken(&mut self, effects: &mut Effects, error: impl Fn() -> Error) {
         let ids = self.taken.held.keys().copied().collect::<Vec<_>>();
         ids.into_iter().for_each(|id| self.cancel_order(id, &error, effects));
@@ -244,7 +244,7 @@ impl Scheduler {
         self.taken.notify();
     }
 
-    /// Has callers look whether they may hand in more items.
+    /// Has callers look whether they may submit more items.
     pub(super) fn wake_callers(&mut self, effects: &mut Effects) {
         let at_workers =
             self.seats.workers().flat_map(|(_, worker)| worker.running.iter().map(|running| &running.group));

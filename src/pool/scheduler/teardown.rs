@@ -283,7 +283,7 @@ mod tests {
     use crate::pool::options::Options;
     use crate::process::entry;
 
-    /// As its worker's last word may be that it was late.
+    /// The last report of its worker may be that it was late.
     #[test]
     fn an_item_that_fails_when_the_pool_has_ended_is_not_tried_again() {
         let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());

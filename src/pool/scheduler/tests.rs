@@ -286,7 +286,7 @@ impl World {
             let serves = worker.phase == Phase::Serving && worker.checkout == 0 && worker.full.is_none();
             let level = (serves && worker.given < worker.share).then_some(worker.running.len());
             let found = index.open.iter().position(|set| set.contains(seat));
-            // That its items are over soon may be known from another worker since, and is seen when it comes to something.
+            // That its items are quiet may be known from another worker since, and is seen when it comes to something.
             let takes_more = scheduler.seats.takes_more(seat);
             assert!(!(takes_more && worker.is_vacating), "others might wait behind orders of a worker that is vacated");
             let level = level.filter(|level| *level < DEPTH && (*level == 0 || takes_more));
@@ -518,7 +518,7 @@ fn call_of_one_item_does_not_go_behind_a_map_whose_worker_has_room() {
     world.submit_many(4, MS);
     assert_eq!(world.orders(), [2, 2]);
     (0..2).for_each(|seat| world.start(seat));
-    // It is known to be over soon.
+    // It is known to be quiet.
     world.submit(1, 1, true, Options::default());
     assert_eq!(world.pending(1), 1);
     world.finish();
@@ -576,7 +576,7 @@ fn quick_call_of_one_item_does_not_go_behind_one_that_may_be_long() {
     world.submit_many(13, MS);
     assert_eq!(world.orders(), [1, DEPTH], "the map does not go behind it either");
     world.start(1);
-    // It is known to be over soon.
+    // It is known to be quiet.
     world.submit(1, 1, true, Options::default());
     assert_eq!((world.orders(), world.pending(2)), (vec![1, 1], 1), "the worker of the map is next");
     world.run_worker(1);

@@ -87,7 +87,7 @@ pub(super) struct Worker {
     pub(super) moved: Instant,
     /// It was seen to take orders.
     pub(super) is_ready: bool,
-    /// That report has come, and is being read.
+    /// The report has come, and is being read.
     pub(super) has_reported: bool,
     /// Since when it is to end once it has nothing to do.
     pub(super) leaving: Option<Instant>,
@@ -137,7 +137,7 @@ impl Worker {
         self.running.iter().all(|running| !running.is_many)
     }
 
-    /// Returns `true` if all its items are known to be over soon, so that others may wait behind them.
+    /// Returns `true` if all its items are known to be quiet, so that others may wait behind them.
     pub(super) fn has_only_quick(&self) -> bool {
         self.running.iter().all(|running| running.group.is_quick())
     }
@@ -147,7 +147,7 @@ impl Worker {
         self.phase == Phase::Beginning && !self.has_reported
     }
 
-    /// Returns `true` if it is awake with items that are over soon.
+    /// Returns `true` if it is awake with items that are quiet.
     pub(super) fn has_brief_items(&self) -> bool {
         !self.running.is_empty() && !self.is_lagging && self.running.iter().all(|running| running.is_brief)
     }

@@ -30,7 +30,7 @@ pub(super) struct Template {
     parts: u64,
     /// The names of all fields, in the order in which they are written.
     names: Vec<&'static str>,
-    /// As it lies in the message: a value without its numbers.
+    /// Its bytes in the message: a value without its numbers.
     written: Vec<u8>,
     /// How many bytes a row takes.
     pub(super) size: usize,

@@ -181,7 +181,7 @@ struct Leaf<P>(P, u32);
 /// for ever.
 pub(super) const MOST_OPTIONS: u32 = 16;
 
-/// That it may be read as an option once more.
+/// Counts one option less: it may be read as an option once more.
 pub(super) fn one_less(options: u32) -> Result<u32> {
     options.checked_sub(1).map_or_else(|| fail("there is a value where options are expected without end"), Ok)
 }
