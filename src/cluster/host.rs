@@ -15,7 +15,7 @@
 use super::address::{Address, Target};
 use super::job::{Host, Job, JobCommand, JobOutcome, PATIENCE};
 use super::link::{self, Failure, Notice};
-use super::messages::{Ask, Beat, Cancel, Held, Message, Numbers, Piece, Tasks};
+use super::messages::{Ask, Beat, Cancel, HeldMessages, Message, Numbers, Piece, Tasks};
 use super::pieces;
 use super::pulls::{EXPIRES, Pulls};
 use super::roster::{BEAT, IDLE_BEAT};
@@ -156,7 +156,7 @@ enum Verdict {
 }
 
 /// The events from the tasks of the service.
-enum Event {
+enum ServiceEvent {
     Executed((u64, u64), Duration),
     Ended((u64, u64), JobOutcome),
     /// The consumer is there again, or why it is not.
@@ -197,8 +197,8 @@ struct Service {
     missing: HashMap<u64, Instant>,
     is_looking: bool,
     due: Due,
-    events: UnboundedSender<Event>,
-    event: UnboundedReceiver<Event>,
+    events: UnboundedSender<ServiceEvent>,
+    event: UnboundedReceiver<ServiceEvent>,
     complained: Option<Instant>,
     /// When what still runs is killed, once it drains.
     drains_until: Option<Option<Instant>>,
@@ -298,7 +298,7 @@ impl Service {
                     has_commander = command.is_some();
                     self.commanded(command.unwrap_or(Command::GiveUp));
                 }
-                Some(provided) = finished(&mut self.providing) => drop(self.events.send(Event::Provided(provided))),
+                Some(provided) = finished(&mut self.providing) => drop(self.events.send(ServiceEvent::Provided(provided))),
                 () = sleep_until(next.into()) => {}
             }
         }
@@ -433,7 +433,7 @@ impl Service {
             parts.extend(numbers.chunks(MOST_REPORTED).map(|numbers| (submitter, numbers.to_vec())));
         }
         for (submitter, numbers) in parts {
-            let held = Held { host: self.host.id, numbers };
+            let held = HeldMessages { host: self.host.id, numbers };
             let reply = self.names().of('h', self.host.id, &format!("n.{submitter:016x}"));
             let subject = self.names().of('s', submitter, "h");
             if self.is_connected() {
@@ -491,10 +491,10 @@ impl Service {
             let waiting = stream::submitters(&host.client, &host.names).await.unwrap_or_default();
             for submitter in waiting {
                 if !host.heard_within(submitter, LOOK) && is_dead(&host, submitter).await {
-                    let _ = events.send(Event::Dead(submitter));
+                    let _ = events.send(ServiceEvent::Dead(submitter));
                 }
             }
-            let _ = events.send(Event::Looked);
+            let _ = events.send(ServiceEvent::Looked);
         });
     }
 
@@ -588,9 +588,9 @@ impl Service {
         let job = Job { host: self.host.clone(), tasks, delivered, commands: received, cancelled: Vec::new() };
         let events = self.events.clone();
         let task = tokio::spawn(async move {
-            let executed = |time| _ = events.send(Event::Executed(key, time));
+            let executed = |time| _ = events.send(ServiceEvent::Executed(key, time));
             let end = job.run(executed).await;
-            let _ = events.send(Event::Ended(key, end));
+            let _ = events.send(ServiceEvent::Ended(key, end));
         });
         let (task, is_executed) = (task.abort_handle(), false);
         self.jobs.insert(key, HeldJob { reply, commands, task, is_executed, items, verdict: None });
@@ -616,9 +616,9 @@ impl Service {
         }
     }
 
-    async fn happened(&mut self, event: Event) -> Option<Error> {
+    async fn happened(&mut self, event: ServiceEvent) -> Option<Error> {
         match event {
-            Event::Executed(key, time) => {
+            ServiceEvent::Executed(key, time) => {
                 self.pulls.learn(time);
                 if let Some(job) = self.jobs.get_mut(&key).filter(|job| !job.is_executed) {
                     job.is_executed = true;
@@ -626,22 +626,24 @@ impl Service {
                 }
                 None
             }
-            Event::Ended(key, end) => self.ended(key, end).await,
-            Event::Provided(Ok(())) => {
+            ServiceEvent::Ended(key, end) => self.ended(key, end).await,
+            ServiceEvent::Provided(Ok(())) => {
                 self.provisions = 0;
                 self.pulls.forget();
                 None
             }
-            Event::Provided(Err(Failure { error, is_final: true })) if !is_about_jetstream(&error) => Some(error),
-            Event::Provided(Err(_)) => {
+            ServiceEvent::Provided(Err(Failure { error, is_final: true })) if !is_about_jetstream(&error) => {
+                Some(error)
+            }
+            ServiceEvent::Provided(Err(_)) => {
                 self.provide();
                 None
             }
-            Event::Dead(submitter) => {
+            ServiceEvent::Dead(submitter) => {
                 self.forget_submitter(submitter).await;
                 None
             }
-            Event::Looked => {
+            ServiceEvent::Looked => {
                 self.is_looking = false;
                 None
             }
@@ -687,7 +689,7 @@ impl Service {
 
     /// Nobody was lost with it.
     async fn say_given_back(&self, (submitter, number): (u64, u64), has_begun: bool) {
-        let held = Held { host: self.host.id, numbers: vec![number] };
+        let held = HeldMessages { host: self.host.id, numbers: vec![number] };
         self.say(self.names().of('s', submitter, if has_begun { "k" } else { "b" }), held.encode()).await;
     }
 
@@ -796,7 +798,7 @@ impl Service {
         while !self.jobs.is_empty()
             && let Ok(Some(event)) = timeout_at(deadline, self.event.recv()).await
         {
-            if let Event::Ended(key, end) = event {
+            if let ServiceEvent::Ended(key, end) = event {
                 let _ = self.ended(key, end).await;
             }
         }

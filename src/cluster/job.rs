@@ -293,11 +293,11 @@ impl Job {
     }
 
     /// Hands results to the submitter, until it confirms them; how many items those were.
-    fn answer(&self, results: Taken, is_last: bool) -> BoxFuture<'static, Result<u64, JobOutcome>> {
+    fn answer(&self, results: CollectedResults, is_last: bool) -> BoxFuture<'static, Result<u64, JobOutcome>> {
         let (host, submitter, subject) = (self.host.clone(), self.tasks.submitter, self.subject("r"));
         let number = self.tasks.number;
         Box::pin(async move {
-            let Taken { parts, ran, bytes } = results;
+            let CollectedResults { parts, ran, bytes } = results;
             let (items, len) = (parts.iter().map(|part| u64::from(part.count)).sum(), bytes.len() as u64);
             let heads = parts.len() * PART_HEAD + ran.len() * PART_HEAD;
             let is_large = bytes.len() + heads > pieces::most_inline(&host.client);
@@ -420,7 +420,7 @@ struct Results {
     time: Duration,
 }
 
-struct Taken {
+struct CollectedResults {
     parts: Vec<Part>,
     ran: Vec<(u32, Duration, u32)>,
     bytes: Vec<u8>,
@@ -438,12 +438,12 @@ impl Results {
     }
 
     /// The next of them: as many as one answer has.
-    fn take(&mut self) -> Taken {
+    fn take(&mut self) -> CollectedResults {
         let rest = self.parts.split_off(self.parts.len().min(MOST_PARTS));
         let parts = std::mem::replace(&mut self.parts, rest);
         let len = parts.iter().map(|part| part.len as usize).sum();
         let rest = self.bytes.split_off(len);
         self.since = self.since.filter(|_| !self.parts.is_empty());
-        Taken { parts, ran: std::mem::take(&mut self.ran), bytes: std::mem::replace(&mut self.bytes, rest) }
+        CollectedResults { parts, ran: std::mem::take(&mut self.ran), bytes: std::mem::replace(&mut self.bytes, rest) }
     }
 }

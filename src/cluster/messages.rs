@@ -9,9 +9,9 @@
 //! | `mp.P.s.SUBMITTER.a.NUMBER` | stream to submitter | the stream has it (JSON, of the server) |
 //! | `mp.P.s.SUBMITTER.r` | host to submitter, which confirms | [`Answer`] |
 //! | `mp.P.s.SUBMITTER.q` | host to submitter, which answers [`Wanted`] | [`Ask`]: is it wanted? |
-//! | `mp.P.s.SUBMITTER.h` | host to submitter, which answers [`Numbers`] that it does not want | [`Held`] |
-//! | `mp.P.s.SUBMITTER.b` | host to submitter | [`Held`], of the items that were given back before they began |
-//! | `mp.P.s.SUBMITTER.k` | host to submitter | [`Held`], of the items that were given back and may have begun |
+//! | `mp.P.s.SUBMITTER.h` | host to submitter, which answers [`Numbers`] that it does not want | [`HeldMessages`] |
+//! | `mp.P.s.SUBMITTER.b` | host to submitter | [`HeldMessages`], of the items that were given back before they began |
+//! | `mp.P.s.SUBMITTER.k` | host to submitter | [`HeldMessages`], of the items that were given back and may have begun |
 //! | `mp.P.s.SUBMITTER.p`, `mp.P.h.HOST.p` | to the owner of a large value, which answers with it | [`Piece`] |
 //! | `mp.P.h.HOST.in`, `mp.P.h.HOST.n.SUBMITTER` | what a host gets for its requests | |
 //! | `mp.P.c` | submitter to all hosts | [`Cancel`] |
@@ -409,12 +409,12 @@ impl Message for Wanted {
 
 /// The items of one submitter that a host holds.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Held {
+pub(super) struct HeldMessages {
     pub(super) host: u64,
     pub(super) numbers: Vec<u64>,
 }
 
-impl Message for Held {
+impl Message for HeldMessages {
     const KIND: u8 = 5;
 
     fn write(&self, to: &mut Writer) {
@@ -601,7 +601,7 @@ mod tests {
         check(&answer());
         check(&Ask { number: 1, host: 2, delivered: 3 });
         check(&Wanted { is_wanted: true, losses: 1, start_in: Some(Duration::from_secs(1)) });
-        check(&Held { host: 1, numbers: vec![2, 3] });
+        check(&HeldMessages { host: 1, numbers: vec![2, 3] });
         check(&Numbers(vec![2, 3]));
         check(&Cancel { submitter: 1, orders: vec![(2, 3)] });
         check(&beat());
@@ -635,8 +635,12 @@ mod tests {
     /// Random changes of whole messages: never a panic, never more memory than the message has.
     #[test]
     fn changed_messages_are_errors_or_other_messages() {
-        let originals =
-            [tasks().encode(), answer().encode(), beat().encode(), Held { host: 1, numbers: vec![2, 3] }.encode()];
+        let originals = [
+            tasks().encode(),
+            answer().encode(),
+            beat().encode(),
+            HeldMessages { host: 1, numbers: vec![2, 3] }.encode(),
+        ];
         let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
         let mut random = move |below: usize| {
             seed ^= seed << 13;
@@ -663,7 +667,7 @@ mod tests {
             survivors += usize::from(Tasks::decode(&bytes).is_ok());
             survivors += usize::from(Answer::decode(&bytes).is_ok());
             survivors += usize::from(Beat::decode(&bytes).is_ok());
-            survivors += usize::from(Held::decode(&bytes).is_ok());
+            survivors += usize::from(HeldMessages::decode(&bytes).is_ok());
         }
         assert!(survivors > 0, "some changes are of values only");
     }

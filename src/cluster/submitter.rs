@@ -16,7 +16,7 @@
 use super::address::{Address, Target, unsupported};
 use super::link::{self, Failure, Notice};
 use super::messages::{
-    Answer, Ask, Beat, Body, Cancel, Held, Message, MessageOrder, Numbers, Part, Piece, Tasks, Wanted,
+    Answer, Ask, Beat, Body, Cancel, HeldMessages, Message, MessageOrder, Numbers, Part, Piece, Tasks, Wanted,
 };
 use super::pieces::{self, Missing};
 use super::roster::{HostInfo, Roster};
@@ -266,7 +266,7 @@ impl State {
 }
 
 /// The events from the tasks of the session.
-enum Event {
+enum SessionEvent {
     /// A large answer has come.
     Fetched { answer: Answer, outcome: std::result::Result<Bytes, Missing> },
     /// Whether the stream has message `number` at `sequence`.
@@ -299,8 +299,8 @@ struct Session {
     fetching: HashMap<(u64, u64), Option<async_nats::Subject>>,
     next_number: u64,
     is_full: bool,
-    events: UnboundedSender<Event>,
-    event: UnboundedReceiver<Event>,
+    events: UnboundedSender<SessionEvent>,
+    event: UnboundedReceiver<SessionEvent>,
     /// Since when hosts of other builds only have been there, while something waits.
     strangers_since: Option<Instant>,
     /// When to look after the messages next, however many events come before.
@@ -897,7 +897,7 @@ impl Session {
                     let events = self.events.clone();
                     tokio::spawn(async move {
                         let outcome = pieces::fetch(&client, &subject, key, len).await;
-                        let _ = events.send(Event::Fetched { answer, outcome });
+                        let _ = events.send(SessionEvent::Fetched { answer, outcome });
                     });
                 }
             }
@@ -979,7 +979,7 @@ impl Session {
     }
 
     async fn on_held_report(&mut self, message: &Arrived) {
-        let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
+        let Ok(HeldMessages { host, numbers }) = HeldMessages::decode(&message.payload) else { return };
         let (now, mut unwanted, mut cancelled) = (Instant::now(), Vec::new(), Vec::new());
         for number in numbers {
             let Some(sent) = self.messages.get_mut(&self.current(number)) else {
@@ -996,7 +996,7 @@ impl Session {
     }
 
     fn on_given_back(&mut self, message: &Arrived, has_begun: bool) {
-        let Ok(Held { host, numbers }) = Held::decode(&message.payload) else { return };
+        let Ok(HeldMessages { host, numbers }) = HeldMessages::decode(&message.payload) else { return };
         for number in numbers {
             let current = self.current(number);
             if let Some(sent) = self.messages.get_mut(&current) {
@@ -1026,9 +1026,9 @@ impl Session {
         }
     }
 
-    async fn happened(&mut self, event: Event) {
+    async fn happened(&mut self, event: SessionEvent) {
         match event {
-            Event::Fetched { answer, outcome } => {
+            SessionEvent::Fetched { answer, outcome } => {
                 let Body::There { key, .. } = answer.body else { return };
                 let reply = self.fetching.remove(&(answer.host, key)).flatten();
                 match outcome {
@@ -1045,7 +1045,7 @@ impl Session {
                     Err(missing) => tracing::debug!(?missing, "a large answer did not come"),
                 }
             }
-            Event::Sought { number, is_there } => self.sought(number, is_there).await,
+            SessionEvent::Sought { number, is_there } => self.sought(number, is_there).await,
         }
     }
 
@@ -1067,7 +1067,7 @@ impl Session {
             let (client, names, events, number) = (client.clone(), names.clone(), self.events.clone(), *number);
             tokio::spawn(async move {
                 let is_there = stream::has(&client, &names, sequence, (id, number)).await;
-                let _ = events.send(Event::Sought { number, is_there });
+                let _ = events.send(SessionEvent::Sought { number, is_there });
             });
         }
     }

@@ -4,7 +4,7 @@
 use super::call_items::next_number;
 use super::chunk::Chunk;
 use super::engine::PoolLifetime;
-use super::flight::{Plan, Stage, Target, Ticket};
+use super::flight::{OpenCall, Plan, Stage, Target};
 use super::input::{Input, Most, One, Stop};
 use super::options::{Options, Progress};
 use super::retry::Predicate;
@@ -111,7 +111,7 @@ pub(super) struct Singles<R> {
     target: Target,
     options: Options,
     condition: Predicate<R>,
-    input: Option<(Box<dyn Input>, Ticket)>,
+    input: Option<(Box<dyn Input>, OpenCall)>,
     running: FuturesUnordered<Single<R>>,
     /// Items that could not be submitted.
     failed: VecDeque<(u64, Result<R>)>,
@@ -138,7 +138,7 @@ impl<R> Singles<R> {
                 return Ok(None);
             }
         };
-        let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.checkout), Ok)?;
+        let ticket = ticket.map_or_else(|| OpenCall::of(&pool, options.checkout), Ok)?;
         options.number.get_or_insert_with(next_number);
         let progress = options.progress.take().map(|progress| (progress, Instant::now()));
         Ok(Some(Self {

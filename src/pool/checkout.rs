@@ -1,7 +1,7 @@
 //! A worker that is checked out of its pool for a run of calls.
 
 use super::engine::PoolLifetime;
-use super::flight::Ticket;
+use super::flight::OpenCall;
 use super::handle::Call;
 use crate::error::Result;
 use crate::os::fork;
@@ -18,12 +18,12 @@ pub struct Checkout {
     pool: Arc<PoolLifetime>,
     number: u64,
     /// Its calls go on after a `close`.
-    _ticket: Ticket,
+    _ticket: OpenCall,
 }
 
 impl Checkout {
     pub(super) async fn take(pool: Arc<PoolLifetime>) -> Result<Self> {
-        let ticket = Ticket::of(&pool, 0)?;
+        let ticket = OpenCall::of(&pool, 0)?;
         let number = pool.shared().new_checkout();
         // Made first: a drop of this future then gives the worker back.
         let checkout = Self { pool, number, _ticket: ticket };

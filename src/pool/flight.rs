@@ -34,10 +34,10 @@ impl Target {
     }
 }
 
-/// A call made while the pool was open, which `close` lets complete. Dropped, it adds no more items.
-pub(super) struct Ticket(Arc<Shared>);
+/// A call made while the pool was open, which `close` lets complete. When it is dropped, the call adds no more items.
+pub(super) struct OpenCall(Arc<Shared>);
 
-impl Ticket {
+impl OpenCall {
     /// The checkout that this call belongs to, by its number; the checkout has the ticket. 0 is none.
     pub(super) fn of(pool: &PoolLifetime, checkout: u64) -> Result<Self> {
         pool.shared().open(checkout)?;
@@ -51,7 +51,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for OpenCall {
     fn drop(&mut self) {
         self.0.finish();
     }
@@ -61,7 +61,7 @@ impl Drop for Ticket {
 pub(super) struct Flight {
     pub(super) pool: Arc<PoolLifetime>,
     pub(super) group: Arc<CallItems>,
-    input: Option<(Box<dyn Input>, Ticket)>,
+    input: Option<(Box<dyn Input>, OpenCall)>,
     /// The place in line for room, if the pool lets only so many items wait and has none now.
     place: Option<u64>,
     /// The source's own error, in the place of an item.
@@ -91,9 +91,9 @@ impl Flight {
         target: Target,
         mut options: Options,
         input: Box<dyn Input>,
-        ticket: Option<Ticket>,
+        ticket: Option<OpenCall>,
     ) -> Result<Self> {
-        let ticket = ticket.map_or_else(|| Ticket::of(&pool, options.checkout), Ok)?;
+        let ticket = ticket.map_or_else(|| OpenCall::of(&pool, options.checkout), Ok)?;
         options.limits = pool.shared().chunk_limits();
         options.keeps_traces = pool.shared().config.keeps_traces;
         let first = options.first_index;
@@ -351,7 +351,7 @@ pub(super) enum Stage {
         target: Target,
         options: Options,
         input: Box<dyn Input>,
-        ticket: Option<Ticket>,
+        ticket: Option<OpenCall>,
     },
     Flying(Flight),
     Failed(Error),
@@ -365,7 +365,7 @@ pub(super) struct Plan {
     pub(super) options: Options,
     input: Box<dyn Input>,
     /// The call stays open between its attempts. `None` if the pool was closed before the first.
-    ticket: Option<Ticket>,
+    ticket: Option<OpenCall>,
 }
 
 impl Plan {
@@ -386,7 +386,7 @@ impl Stage {
         let (options, input) = (options.clone(), input.again()?);
         let ticket = match ticket {
             Some(ticket) => Some(ticket.again()),
-            None => Ticket::of(pool, options.checkout).ok(),
+            None => OpenCall::of(pool, options.checkout).ok(),
         };
         Some(Plan { pool: pool.clone(), target: *target, options, input, ticket })
     }

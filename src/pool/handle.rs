@@ -4,7 +4,7 @@ use super::attempts::{Again, Singles, poll_one};
 use super::batch::ResultBatch;
 use super::engine::PoolLifetime;
 use super::events::{EndOfEvents, Events};
-use super::flight::{Flight, Stage, Target, Ticket};
+use super::flight::{Flight, OpenCall, Stage, Target};
 use super::input::{Input, One};
 use super::options::{Options, Progress};
 use super::retry::{Predicate, RetryIf};
@@ -603,7 +603,7 @@ chunksize!(Results);
 
 impl<R> Results<R> {
     pub(super) fn new(pool: Arc<PoolLifetime>, target: Target, input: Box<dyn Input>, is_ordered: bool) -> Self {
-        let stage = match Ticket::of(&pool, 0) {
+        let stage = match OpenCall::of(&pool, 0) {
             Ok(ticket) => {
                 let options = Options { is_many: true, ..Options::default() };
                 Stage::Planned { pool, target, options, input, ticket: Some(ticket) }

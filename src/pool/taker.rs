@@ -145,7 +145,7 @@ pub(crate) struct Limits {
     pub(crate) chunk: usize,
 }
 
-/// Some items of one call, held by a taker. Dropped, it fails those that are not settled.
+/// Some items of one call, held by a taker. Dropping it fails those that are not settled.
 pub(crate) struct Order {
     source: Weak<dyn Source>,
     id: u64,

@@ -15,13 +15,13 @@ pub(crate) struct PendingCalls(Mutex<State>);
 #[derive(Default)]
 struct State {
     last: u64,
-    slots: HashMap<u64, Slot>,
+    entries: HashMap<u64, Entry>,
     is_gone: bool,
     /// Why, if it is not just gone.
     why: Option<Error>,
 }
 
-enum Slot {
+enum Entry {
     /// Its caller is awake, or sleeps until its waker is called.
     Waits(Option<Waker>),
     Answered(EncodedMessage),
@@ -40,7 +40,7 @@ impl PendingCalls {
     pub(crate) fn begin(&self) -> u64 {
         let state = &mut *lock(&self.0);
         state.last += 1;
-        state.slots.insert(state.last, Slot::Waits(None));
+        state.entries.insert(state.last, Entry::Waits(None));
         state.last
     }
 
@@ -48,16 +48,16 @@ impl PendingCalls {
     /// answer is read all the same.
     pub(crate) fn leave(&self, id: u64, is_abandoned: bool) -> Option<Option<EncodedMessage>> {
         let mut state = lock(&self.0);
-        let slot = state.slots.remove(&id)?;
-        if let Slot::Answered(answer) = slot {
+        let entry = state.entries.remove(&id)?;
+        if let Entry::Answered(answer) = entry {
             return Some(Some(answer));
         }
         if is_abandoned && !state.is_gone {
-            state.slots.insert(id, Slot::Abandoned);
+            state.entries.insert(id, Entry::Abandoned);
         }
         drop(state);
         // Its waker's drop may be the end of another task.
-        drop(slot);
+        drop(entry);
         Some(None)
     }
 
@@ -68,7 +68,7 @@ impl PendingCalls {
 
     /// Whether there is an answer that is to be read by nobody's poll.
     pub(crate) fn has_sleepers(&self) -> bool {
-        lock(&self.0).slots.values().any(|slot| matches!(slot, Slot::Waits(Some(_)) | Slot::Abandoned))
+        lock(&self.0).entries.values().any(|entry| matches!(entry, Entry::Waits(Some(_)) | Entry::Abandoned))
     }
 
     /// There will be no answer any more, for this reason.
@@ -76,17 +76,17 @@ impl PendingCalls {
         let mut state = lock(&self.0);
         state.is_gone = true;
         state.why = state.why.take().or(why);
-        state.slots.retain(|_, slot| !matches!(slot, Slot::Abandoned));
-        let wakers: Vec<_> = state.slots.values_mut().filter_map(Slot::wake).collect();
+        state.entries.retain(|_, entry| !matches!(entry, Entry::Abandoned));
+        let wakers: Vec<_> = state.entries.values_mut().filter_map(Entry::wake).collect();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn take(&self, id: u64) -> Option<Result<EncodedMessage>> {
         let mut state = lock(&self.0);
-        match state.slots.get_mut(&id) {
-            Some(Slot::Answered(_)) => match state.slots.remove(&id) {
-                Some(Slot::Answered(answer)) => Some(Ok(answer)),
+        match state.entries.get_mut(&id) {
+            Some(Entry::Answered(_)) => match state.entries.remove(&id) {
+                Some(Entry::Answered(answer)) => Some(Ok(answer)),
                 _ => None,
             },
             _ => state.is_gone.then(|| Err(state.gone())),
@@ -95,7 +95,7 @@ impl PendingCalls {
 
     pub(crate) fn sleep(&self, id: u64, waker: &Waker) {
         let mut state = lock(&self.0);
-        if let Some(Slot::Waits(waits)) = state.slots.get_mut(&id) {
+        if let Some(Entry::Waits(waits)) = state.entries.get_mut(&id) {
             let old = waits.replace(waker.clone());
             // Its drop may be the end of another task.
             drop(state);
@@ -121,23 +121,23 @@ impl PendingCalls {
         if !(1..=state.last).contains(&id) {
             return Err(messages::malformed());
         }
-        match state.slots.get_mut(&id) {
-            Some(slot @ Slot::Waits(_)) => {
-                let waker = std::mem::replace(slot, Slot::Answered(answer)).wake();
+        match state.entries.get_mut(&id) {
+            Some(entry @ Entry::Waits(_)) => {
+                let waker = std::mem::replace(entry, Entry::Answered(answer)).wake();
                 drop(state);
                 waker.into_iter().for_each(Waker::wake);
                 Ok(None)
             }
-            Some(Slot::Answered(_)) | None => Ok(Some(answer)),
-            Some(Slot::Abandoned) => {
-                state.slots.remove(&id);
+            Some(Entry::Answered(_)) | None => Ok(Some(answer)),
+            Some(Entry::Abandoned) => {
+                state.entries.remove(&id);
                 Ok(Some(answer))
             }
         }
     }
 }
 
-impl Slot {
+impl Entry {
     /// The waker to call, if its caller sleeps.
     fn wake(&mut self) -> Option<Waker> {
         if let Self::Waits(waker) = self { waker.take() } else { None }

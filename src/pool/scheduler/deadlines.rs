@@ -19,7 +19,7 @@ const TINY_CHECK_AFTER: Duration = Duration::from_millis(1);
 /// A worker that had a deadline, and does not move for so long after its items went to others, is replaced.
 const STALLED: Duration = Duration::from_secs(1);
 
-pub(super) enum Event {
+pub(super) enum DueEvent {
     /// An item may have run for its time.
     Overrun(Place),
     /// An item that was asked to stop has had its grace.
@@ -49,7 +49,7 @@ pub(super) enum Event {
 
 pub(super) struct Timer {
     pub(super) at: Instant,
-    pub(super) event: Event,
+    pub(super) event: DueEvent,
 }
 
 impl PartialEq for Timer {
@@ -71,7 +71,7 @@ impl Ord for Timer {
 
 impl Scheduler {
     /// Has `event` happen at `at`.
-    pub(super) fn at(&mut self, at: Instant, event: Event, effects: &mut Effects) {
+    pub(super) fn at(&mut self, at: Instant, event: DueEvent, effects: &mut Effects) {
         self.timers.push(Reverse(Timer { at, event }));
         if self.timers.len() > self.most_timers.max(64) {
             self.forget_timers();
@@ -90,70 +90,70 @@ impl Scheduler {
         self.most_timers = 2 * self.timers.len();
     }
 
-    fn matters(&self, event: &Event) -> bool {
+    fn matters(&self, event: &DueEvent) -> bool {
         let worker =
             |seat: usize, generation: u64| self.seats.get(seat).filter(|worker| worker.generation == generation);
         match event {
-            Event::Overrun(place) | Event::Kill(place, _) => {
+            DueEvent::Overrun(place) | DueEvent::Kill(place, _) => {
                 worker(place.seat, place.generation).is_some_and(|worker| {
                     let mut running = worker.running.iter();
                     worker.stalled.is_some() || running.any(|running| running.number == place.number)
                 })
             }
-            Event::Queued(group) => {
+            DueEvent::Queued(group) => {
                 let mut items = group.items();
                 // The next item has it watched again.
                 items.is_watched = items.out > 0;
                 items.is_watched
             }
-            Event::Age(seat, generation) | Event::Exit(seat, generation) | Event::Initializer(seat, generation, _) => {
-                worker(*seat, *generation).is_some()
-            }
-            Event::Retry(..)
-            | Event::Share
-            | Event::Spawn
-            | Event::Idle
-            | Event::CheckQuiet
-            | Event::Fetch
-            | Event::Sweep => true,
+            DueEvent::Age(seat, generation)
+            | DueEvent::Exit(seat, generation)
+            | DueEvent::Initializer(seat, generation, _) => worker(*seat, *generation).is_some(),
+            DueEvent::Retry(..)
+            | DueEvent::Share
+            | DueEvent::Spawn
+            | DueEvent::Idle
+            | DueEvent::CheckQuiet
+            | DueEvent::Fetch
+            | DueEvent::Sweep => true,
         }
     }
 
-    pub(super) fn on(&mut self, event: Event, now: Instant, effects: &mut Effects) {
+    pub(super) fn on(&mut self, event: DueEvent, now: Instant, effects: &mut Effects) {
         match event {
-            Event::Overrun(place) => self.overrun(place, now, effects),
-            Event::Kill(place, item) => self.kill(place, item, effects),
-            Event::Retry(group, chunk) => {
+            DueEvent::Overrun(place) => self.overrun(place, now, effects),
+            DueEvent::Kill(place, item) => self.kill(place, item, effects),
+            DueEvent::Retry(group, chunk) => {
                 let resting = group.items().resting;
                 group.items().resting = resting.saturating_sub(1);
                 self.again(&group, chunk, effects);
             }
-            Event::Queued(group) => self.queued_out(&group, now, effects),
-            Event::Share => self.share(now, effects),
-            Event::Spawn => self.is_spawn_planned = None,
-            Event::CheckQuiet => self.check_quiet(effects),
-            Event::Sweep => self.sweep(effects),
-            Event::Fetch => {
+            DueEvent::Queued(group) => self.queued_out(&group, now, effects),
+            DueEvent::Share => self.share(now, effects),
+            DueEvent::Spawn => self.is_spawn_planned = None,
+            DueEvent::CheckQuiet => self.check_quiet(effects),
+            DueEvent::Sweep => self.sweep(effects),
+            DueEvent::Fetch => {
                 self.is_fetch_planned = false;
                 while let Some(seat) = self.side_result_seats.pop_first() {
                     let side_results = self.seats.get(seat).map(|worker| worker.side_results.clone());
                     effects.unfetched.extend(side_results.filter(|side_results| !side_results.is_empty()));
                 }
             }
-            Event::Age(seat, generation) => {
+            DueEvent::Age(seat, generation) => {
                 if self.worker(seat, generation).is_some() {
                     self.retire(seat, effects);
                 }
             }
-            Event::Initializer(seat, generation, timeout) => {
+            DueEvent::Initializer(seat, generation, timeout) => {
                 if let Some(worker) = self.worker(seat, generation).filter(|worker| worker.is_awaited) {
                     let text = format!("the initializer of {} did not end within {timeout:?}", worker.name);
                     worker.kill(None);
                     worker.overdue = Some(Error::new(ErrorKind::Timeout, text));
                 }
             }
-            Event::Exit(seat, generation) => self.end_in_time(seat, generation, now, effects),
-            Event::Idle => {
+            DueEvent::Exit(seat, generation) => self.end_in_time(seat, generation, now, effects),
+            DueEvent::Idle => {
                 self.is_idle_planned = false;
                 self.retire_idle(now, effects);
             }
@@ -181,13 +181,13 @@ impl Scheduler {
             }
         };
         if has_run < timeout {
-            return self.at(later(now, timeout - has_run), Event::Overrun(place), effects);
+            return self.at(later(now, timeout - has_run), DueEvent::Overrun(place), effects);
         }
         worker.lane.ask_to_stop(place.number, item);
-        self.at(later(now, grace), Event::Kill(place, item), effects);
+        self.at(later(now, grace), DueEvent::Kill(place, item), effects);
         // Items behind it need not wait for its end. The rest of its order is timed by the next timer.
         self.reclaim(place.seat, 1, effects);
-        self.at(later(now, timeout.saturating_add(grace).max(AGAIN)), Event::Overrun(place), effects);
+        self.at(later(now, timeout.saturating_add(grace).max(AGAIN)), DueEvent::Overrun(place), effects);
     }
 
     /// The next item of an order has not begun: it waits behind another, its worker is about to begin it, or that does
@@ -202,11 +202,11 @@ impl Scheduler {
         if now < due {
             // It may begin long before that, and then has no more than its time.
             let next = due.min(later(now, timeout)).max(now + AGAIN);
-            return self.at(next, Event::Overrun(place), effects);
+            return self.at(next, DueEvent::Overrun(place), effects);
         }
         if proc::is_runnable(worker.pid) {
             // On a busy machine it has not had its turn; it is neither stopped nor frozen.
-            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), effects);
+            return self.at(later(now, timeout.max(AGAIN)), DueEvent::Overrun(place), effects);
         }
         let running = &mut worker.running[at];
         let claim = take_back(&worker.lane, &worker.side_orders, place.number, running.done);
@@ -214,11 +214,13 @@ impl Scheduler {
         let has_begun = claim.started > running.done;
         worker.given -= end.saturating_sub(from) as usize;
         let (group, back) = (running.group.clone(), (from < end).then(|| running.chunk.part(from, end)));
-        let Some(back) = back else { return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), effects) };
+        let Some(back) = back else {
+            return self.at(later(now, timeout.max(AGAIN)), DueEvent::Overrun(place), effects);
+        };
         if has_begun {
             // Just now.
             self.again(&group, back, effects);
-            return self.at(later(now, timeout.max(AGAIN)), Event::Overrun(place), effects);
+            return self.at(later(now, timeout.max(AGAIN)), DueEvent::Overrun(place), effects);
         }
         let error = group.was_not_begun(&worker.name);
         worker.pop_complete(None, &mut Vec::new());
@@ -240,7 +242,7 @@ impl Scheduler {
         let due = if worker.lane.is_ready() { since + STALLED } else { worker.born + STARTS };
         let due = if proc::is_runnable(worker.pid) { due.max(now + STALLED) } else { due };
         match now < due {
-            true => self.at(due, Event::Overrun(place), effects),
+            true => self.at(due, DueEvent::Overrun(place), effects),
             false => worker.kill(None),
         }
     }
@@ -271,7 +273,7 @@ impl Scheduler {
     pub(super) fn watch_queue(&mut self, group: &Arc<CallItems>, now: Instant, effects: &mut Effects) {
         let Some(limit) = group.options.queue_timeout else { return };
         if !std::mem::replace(&mut group.items().is_watched, true) {
-            self.at(later(now, limit), Event::Queued(group.clone()), effects);
+            self.at(later(now, limit), DueEvent::Queued(group.clone()), effects);
         }
     }
 
@@ -319,7 +321,7 @@ impl Scheduler {
         if self.out > effects.settled && !self.looks_into_all() && !std::mem::replace(&mut self.is_sweep_planned, true)
         {
             let at = effects.now() + self.sweep_after;
-            self.at(at, Event::Sweep, effects);
+            self.at(at, DueEvent::Sweep, effects);
         }
     }
 
@@ -341,7 +343,7 @@ impl Scheduler {
             self.is_quiet_check_planned = true;
             let after = if self.has_tiny { TINY_CHECK_AFTER } else { QUIET_CHECK_AFTER };
             let at = effects.now() + after;
-            self.at(at, Event::CheckQuiet, effects);
+            self.at(at, DueEvent::CheckQuiet, effects);
         }
     }
 
@@ -405,12 +407,12 @@ mod tests {
         let (mut state, mut effects) = (Scheduler::of_test(), Effects::default());
         let far_off = Instant::now() + Duration::from_secs(3600);
         for number in 0..100_000 {
-            state.at(far_off, Event::Overrun(Place { seat: 0, generation: 1, number }), &mut effects);
-            state.at(far_off, Event::Age(0, u64::from(number)), &mut effects);
+            state.at(far_off, DueEvent::Overrun(Place { seat: 0, generation: 1, number }), &mut effects);
+            state.at(far_off, DueEvent::Age(0, u64::from(number)), &mut effects);
         }
         assert!(state.timers.len() <= 65, "{}", state.timers.len());
         for _ in 0..200 {
-            state.at(far_off, Event::Spawn, &mut effects);
+            state.at(far_off, DueEvent::Spawn, &mut effects);
         }
         assert!(state.timers.len() >= 200, "what matters is kept");
     }

@@ -17,7 +17,7 @@
 //! them. If the awake workers do not get on (an item is long after all, or another program has their CPUs), the number is doubled every
 //! 2 ms, and what they have not begun goes to others. If no worker is idle and the pool may grow, more are started for that.
 
-use super::deadlines::Event;
+use super::deadlines::DueEvent;
 use super::effects::{Effects, Place};
 use super::queue::Queue;
 use super::worker::{Phase, Running, Worker, take_back};
@@ -381,7 +381,7 @@ impl Scheduler {
                     self.close_lane(seat, effects);
                 }
                 if let Some(timeout) = group.options.timeout {
-                    self.at(later(now, timeout), Event::Overrun(Place { seat, generation, number }), effects);
+                    self.at(later(now, timeout), DueEvent::Overrun(Place { seat, generation, number }), effects);
                 }
             }
             None => {
@@ -446,7 +446,7 @@ impl Scheduler {
             worker.pop_complete(None, &mut Vec::new());
         }
         let at = later(effects.now(), grace);
-        asked.into_iter().for_each(|(place, item)| self.at(at, Event::Kill(place, item), effects));
+        asked.into_iter().for_each(|(place, item)| self.at(at, DueEvent::Kill(place, item), effects));
     }
 
     /// Takes back items that have not started at a worker, each order in `pieces`, for workers that are free.
@@ -494,7 +494,7 @@ impl Scheduler {
         };
         self.is_share_planned = true;
         let at = effects.now() + while_;
-        self.at(at, Event::Share, effects);
+        self.at(at, DueEvent::Share, effects);
     }
 
     /// Gives idle workers a part of the items that others have not begun. Looks at busy workers only.

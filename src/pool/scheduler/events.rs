@@ -1,6 +1,6 @@
 //! Events from callers, from the driver and from the pool's holders. Each ends in [`Scheduler::advance`].
 
-use super::deadlines::Event;
+use super::deadlines::DueEvent;
 use super::effects::{Effects, Spawn, Spawned, Step};
 use super::errors::{broken, orphaned, shut, terminated};
 use super::queue::Queue;
@@ -231,12 +231,12 @@ impl Scheduler {
         // It may have sent results before the pool knew it.
         self.seats.suspect(seat);
         if let Some(timeout) = self.config.initializer_timeout.filter(|_| phase == Phase::Beginning) {
-            self.at(later(now, timeout), Event::Initializer(seat, generation, timeout), effects);
+            self.at(later(now, timeout), DueEvent::Initializer(seat, generation, timeout), effects);
         }
         if let Some(age) = self.config.max_age {
             // Up to a tenth earlier, so that they do not all go at once.
             let age = age - age / 1000 * spread(100) as u32;
-            self.at(later(now, age), Event::Age(seat, generation), effects);
+            self.at(later(now, age), DueEvent::Age(seat, generation), effects);
         }
         if seat >= *self.workers.end() {
             // There was a resize while it was on its way.

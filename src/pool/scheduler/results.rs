@@ -1,7 +1,7 @@
 //! Takes results from the lanes of workers and hands them to their calls. Decodes nothing.
 
 use super::Scheduler;
-use super::deadlines::Event;
+use super::deadlines::DueEvent;
 use super::effects::Effects;
 use super::worker::{Phase, Running, Worker};
 use crate::channel::{lane, spsc};
@@ -74,7 +74,7 @@ impl Scheduler {
         }
         if effects.has_side_results && !std::mem::replace(&mut self.is_fetch_planned, true) {
             let at = effects.now() + FETCH_AFTER;
-            self.at(at, Event::Fetch, effects);
+            self.at(at, DueEvent::Fetch, effects);
         }
         any
     }

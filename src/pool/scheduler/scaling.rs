@@ -1,6 +1,6 @@
 //! Starts workers, and closes the lanes of those that get no more orders.
 
-use super::deadlines::Event;
+use super::deadlines::DueEvent;
 use super::effects::{Effects, Spawn};
 use super::worker::Phase;
 use super::{AGAIN, Scheduler, later};
@@ -62,7 +62,7 @@ impl Scheduler {
             self.seats.next_vacancy().filter(|at| self.is_spawn_planned.is_none_or(|planned| *at < planned))
         {
             self.is_spawn_planned = Some(at);
-            self.at(at, Event::Spawn, effects);
+            self.at(at, DueEvent::Spawn, effects);
         }
         spawns
     }
@@ -80,7 +80,7 @@ impl Scheduler {
             // Its finalizer runs also if this process ends now.
             worker.control.leaves_within(self.config.exit_timeout);
         }
-        let event = Event::Exit(seat, worker.generation);
+        let event = DueEvent::Exit(seat, worker.generation);
         self.at(later(now, self.config.exit_timeout), event, effects);
     }
 
@@ -92,11 +92,11 @@ impl Scheduler {
             return;
         }
         if !worker.running.is_empty() {
-            return self.at(later(now, timeout.max(AGAIN)), Event::Exit(seat, generation), effects);
+            return self.at(later(now, timeout.max(AGAIN)), DueEvent::Exit(seat, generation), effects);
         }
         let since = worker.idle_since.max(worker.leaving).unwrap_or(now);
         if now < later(since, timeout) {
-            return self.at(later(since, timeout), Event::Exit(seat, generation), effects);
+            return self.at(later(since, timeout), DueEvent::Exit(seat, generation), effects);
         }
         effects.late.push((worker.name.clone(), timeout));
         worker.kill(None);

@@ -15,7 +15,7 @@ use std::time::Duration;
 #[derive(Default)]
 pub(super) struct TakenOrders {
     /// Those that the taker holds, settled or not.
-    held: HashMap<u64, Taken>,
+    held: HashMap<u64, HeldOrder>,
     last: u64,
     /// Those that were cancelled, until the taker has asked for them.
     cancelled: Vec<u64>,
@@ -25,7 +25,7 @@ pub(super) struct TakenOrders {
     is_notice_due: bool,
 }
 
-struct Taken {
+struct HeldOrder {
     group: Arc<CallItems>,
     first: u64,
     count: u32,
@@ -37,7 +37,7 @@ struct Taken {
     is_cancelled: Arc<AtomicBool>,
 }
 
-impl Taken {
+impl HeldOrder {
     /// Returns `true` if that item is one of it, and neither settled nor cancelled.
     fn is_open(&self, index: u64) -> bool {
         if self.left == 0 {
@@ -130,7 +130,7 @@ impl Scheduler {
             self.taken.last += 1;
             let id = self.taken.last;
             let is_cancelled = Arc::<AtomicBool>::default();
-            let taken = Taken {
+            let taken = HeldOrder {
                 group: group.clone(),
                 first: chunk.first,
                 count: chunk.count,

@@ -1,6 +1,6 @@
 //! The end of a worker and its item, of items that cannot be run any more, and of the pool.
 
-use super::deadlines::Event;
+use super::deadlines::DueEvent;
 use super::effects::Effects;
 use super::errors::{broken, stranded, terminated};
 use super::worker::{Phase, Running};
@@ -49,7 +49,7 @@ impl Scheduler {
         }
         gone.into_iter().for_each(|seat| self.retire(seat, effects));
         if let Some(next) = next.filter(|_| !std::mem::replace(&mut self.is_idle_planned, true)) {
-            self.at(next, Event::Idle, effects);
+            self.at(next, DueEvent::Idle, effects);
         }
     }
 
@@ -64,7 +64,7 @@ impl Scheduler {
         if index.taken.len() > least && !index.open[0].is_empty() {
             self.is_idle_planned = true;
             let at = later(effects.now(), self.config.idle_timeout);
-            self.at(at, Event::Idle, effects);
+            self.at(at, DueEvent::Idle, effects);
         }
     }
 
@@ -153,7 +153,7 @@ impl Scheduler {
             true => self.again(group, again, effects),
             false => {
                 group.items().resting += 1;
-                self.at(later(effects.now(), wait), Event::Retry(group.clone(), again), effects);
+                self.at(later(effects.now(), wait), DueEvent::Retry(group.clone(), again), effects);
             }
         }
     }
@@ -240,7 +240,7 @@ impl Scheduler {
         }
         for Reverse(timer) in std::mem::take(&mut self.timers) {
             match timer.event {
-                Event::Retry(group, chunk) => effects.fail(&group, &chunk, (0, chunk.count), &error),
+                DueEvent::Retry(group, chunk) => effects.fail(&group, &chunk, (0, chunk.count), &error),
                 // Timers of other kinds stay.
                 _ => self.timers.push(Reverse(timer)),
             }
@@ -254,7 +254,7 @@ impl Scheduler {
             return;
         }
         self.timers.retain(|Reverse(timer)| match &timer.event {
-            Event::Retry(of, chunk) if Arc::ptr_eq(of, group) => {
+            DueEvent::Retry(of, chunk) if Arc::ptr_eq(of, group) => {
                 effects.fail(group, chunk, (0, chunk.count), || group.was_cancelled());
                 false
             }

@@ -2,7 +2,7 @@
 //!
 //! The lanes are real. The test plays the workers at their other ends, step by step, and sets the clock.
 
-use super::deadlines::Event;
+use super::deadlines::DueEvent;
 use super::worker::Phase;
 use super::*;
 use crate::channel::lane::{self, LaneOrder, WorkerEnd};
@@ -301,7 +301,7 @@ impl World {
                     (place.seat, place.generation, place.number) == (seat, worker.generation, running.number)
                 };
                 let is_timed = events.any(|event| match event {
-                    Event::Overrun(place) | Event::Kill(place, _) => is_its(place),
+                    DueEvent::Overrun(place) | DueEvent::Kill(place, _) => is_its(place),
                     _ => false,
                 });
                 assert!(is_timed || worker.phase == Phase::Killed, "an order with a deadline has no timer");
