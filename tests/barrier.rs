@@ -254,7 +254,7 @@ fn barr_15_barrier_for_zero_parties_is_refused() {
 }
 
 #[test]
-fn every_form_of_wait_waits_as_long_as_it_says() {
+fn every_form_of_wait_waits_for_its_timeout() {
     let _deadline = Deadline::start();
     let barrier = Barrier::new(2).unwrap();
     assert_eq!(barrier.try_wait().unwrap_err().kind(), ErrorKind::WouldBlock);

@@ -895,7 +895,7 @@ fn a_child_whose_handle_is_dropped_at_once_runs_all_the_same() {
     });
 }
 
-/// What two children do who go on after their result: `begin` starts what goes on until `go_on` has something.
+/// Checks two children that go on after their result: `leaves` starts work that goes on until `go_on` has a value.
 async fn result_before_the_end<F, M>(method: StartMethod, leaves: F)
 where
     F: mp::Function<(mp::Receiver<u32>,), M, Output = u32>,

@@ -132,7 +132,7 @@ async fn cond_03_six_waits_that_time_out_are_no_waiters_any_more() {
     for child in children {
         assert_eq!(within(child).await.unwrap(), Err((ErrorKind::Timeout, true)));
     }
-    // A notice for those who are gone would be one too few for who comes.
+    // A notification kept for waiters that are gone would be missing for later ones.
     condition.notify(6);
     let guard = condition.lock().await.unwrap();
     assert_eq!(condition.wait_timeout(guard, MOMENT).await.unwrap_err().kind(), ErrorKind::Timeout);
@@ -286,7 +286,7 @@ async fn cond_10_cancelled_wait_leaves_the_lock_free_and_no_waiter() {
     let guard = condition.lock().await.unwrap();
     assert!(tokio::time::timeout(MOMENT, condition.wait_for(guard, || false)).await.is_err());
     drop(condition.try_lock().unwrap());
-    // Nobody is behind: the one notice is for who waits now.
+    // No other waiter is behind: the notification is for the present one.
     let guard = condition.lock().await.unwrap();
     let mut waiting = pin!(condition.wait(guard));
     assert!(poll!(&mut waiting).is_pending());

@@ -144,7 +144,7 @@ fn one(sort: &str, number: u64) -> Result<String, String> {
         match process.try_wait().unwrap() {
             Some(status) => break Some(status),
             None if Instant::now() > deadline => {
-                // Its threads, for who looks for the loop.
+                // Its threads, to find the loop.
                 eprintln!("{}", stacks(process.id()));
                 process.kill().unwrap();
                 process.wait().unwrap();

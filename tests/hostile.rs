@@ -404,7 +404,7 @@ fn a_parent_that_has_confined_itself_by_landlock_has_confined_children() {
 
 async fn does_nothing() {}
 
-/// Says who it is; hears one SIGUSR1, and does nothing else before `busy` is closed, if it is there; says so.
+/// Sends its pid; waits for one SIGUSR1, and for the close of `busy` if it is given; reports that.
 async fn listens(told: mp::Queue<u32>, busy: Option<Fd<File>>) {
     let mut signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1()).unwrap();
     told.put(std::process::id()).await.unwrap();

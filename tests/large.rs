@@ -203,7 +203,7 @@ async fn check_peaks_of<T: Large>() -> mp::Result<()> {
 }
 
 #[tokio::test]
-async fn a_large_value_takes_no_more_memory_than_the_documentation_says() -> mp::Result<()> {
+async fn large_value_takes_no_more_memory_than_documented() -> mp::Result<()> {
     let _deadline = Deadline::after(Duration::from_secs(180));
     if !has_memory(2 << 10) {
         return Ok(());

@@ -72,8 +72,8 @@ async fn rule_1_a_worker_killed_between_its_moves_loses_nothing_it_has_not_begun
     Ok(())
 }
 
-/// `lane`, `spsc`: whoever has given an order and not told of it, or reads results and is killed before it has given
-/// their room back, is the pool's own process; its workers end with it, and nobody else hangs.
+/// `lane`, `spsc`: the pool's own process is killed after it has given an order and before it has notified the worker, or while it
+/// reads results. Its workers end with it, and no other process hangs.
 #[cfg(debug_assertions)]
 #[tokio::test]
 async fn rule_11_a_pool_killed_in_the_middle_of_a_move_takes_its_workers_along() -> mp::Result<()> {

@@ -871,7 +871,7 @@ fn beside(name: &str) -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().join(name)
 }
 
-/// What a user tries who has a copy of a program that is set-user-ID, and starts that one from his own.
+/// Tries to start a set-user-ID program from a copy of it that belongs to another user.
 fn takes_no_role(program: &str) {
     mp::private::use_program(beside(program));
     mp::private::let_an_exec_give_rights();

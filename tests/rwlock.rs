@@ -72,7 +72,7 @@ async fn many_readers_or_one_writer() {
 }
 
 #[test]
-fn every_form_of_acquire_waits_as_long_as_it_says() {
+fn every_form_of_acquire_waits_for_its_timeout() {
     let _deadline = Deadline::start();
     let lock = RwLock::new().unwrap();
     drop((lock.blocking_read().unwrap(), lock.blocking_read_timeout(SHORT).unwrap()));

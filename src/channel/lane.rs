@@ -106,8 +106,8 @@ const MAGIC: u64 = u64::from_be_bytes(*b"mpLane01");
 const ROW: usize = 16;
 /// Orders that may be under way.
 pub(crate) const AHEAD: u32 = 8;
-/// Only of an order of so many items does a pool rely on being told when it begins, of what it knew of, too: to look
-/// whether there is such costs as much as a few items.
+/// A pool relies on the notification at the begin of an order only if the order has so many items: to check for such an order
+/// costs as much as a few items.
 pub(crate) const MANY: u32 = 64;
 /// Items that one order may have.
 pub(crate) const MOST_ITEMS: usize = 1 << 15;

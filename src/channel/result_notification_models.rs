@@ -185,7 +185,7 @@ fn models_of_result_notification_an_order_given_to_a_worker_at_its_last_is_begun
 }
 
 #[test]
-fn models_of_result_notification_enabled_by_the_pool_it_covers_what_precedes_a_slow_item() {
+fn models_of_result_notification_enabled_by_the_pool_it_covers_items_before_a_slow_one() {
     act("result notification, enabled", Plan { enables: true, ..PLAN });
     act("result notification, a slow second item", Plan { items: [2, 1], stuck: Some(1), enables: true, ..PLAN });
     act("result notification, a slow last item", Plan { items: [1, 1], stuck: Some(1), ..PLAN });

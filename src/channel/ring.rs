@@ -20,7 +20,7 @@
 //! # Invariants
 //! 1. Each move is committed by one store; before it nothing has happened, after it the rest can be redone.
 //! 2. `PUT_SEGMENT` may lag behind a linked `next`; a putter follows `next` first.
-//! 3. An extent is reused only after its segment left the chain; the generation tells the two lives apart.
+//! 3. An extent is reused only after its segment left the chain; the generation distinguishes its two lives.
 //! 4. After `CLOSED` no tail moves: it is stored under the put lock.
 //! 5. A segment that left the chain keeps its tail and its `next` until it is begun anew, which takes the put lock:
 //!    so a putter finds the chain again from a `PUT_SEGMENT` that lags.

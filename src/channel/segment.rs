@@ -99,7 +99,7 @@ pub(super) struct RecordHead {
     gap: u32,
 }
 
-/// The bit of a record's first word which says that its payload begins at the start of the segment.
+/// The bit of a record's first word that is set if its payload begins at the start of the segment.
 const REWOUND: u64 = 1 << 63;
 
 impl RecordHead {
@@ -259,7 +259,7 @@ impl<B: Bytes> Segment<'_, B> {
         }
     }
 
-    /// Writes a record beyond `tail`, where [`Segment::room`] has said that it fits.
+    /// Writes a record beyond `tail`, where it fits by [`Segment::room`].
     pub(super) fn write_record(&self, tail: Mark, record: RecordHead, payload: &[u8]) {
         self.write_head(tail, record);
         self.write_part(tail, record, 0, payload);

@@ -205,7 +205,7 @@ async fn unix(path: &Path) -> io::Result<UnixStream> {
     let mut pause = Duration::from_millis(1);
     loop {
         match UnixStream::connect(path).await {
-            // The listener's queue is full. TCP would wait in the kernel; a Unix socket that must not block says this.
+            // The listener's queue is full. TCP would wait in the kernel; a Unix socket that must not block fails with this.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 timer::sleep(pause).await;
                 pause = (2 * pause).min(Duration::from_millis(20));

@@ -9,12 +9,12 @@ use crate::manager::client::link::{Link, Running};
 use crate::manager::client::list::ListProxy;
 use crate::manager::client::namespace::{Names, Namespace};
 use crate::manager::client::primitives::{
-    BarrierCore, BarrierProxy, ConditionCore, ConditionProxy, EventCore, EventProxy, LockCore, LockProxy,
-    SemaphoreCore, SemaphoreProxy,
+    BarrierObject, BarrierProxy, ConditionObject, ConditionProxy, EventObject, EventProxy, LockObject, LockProxy,
+    SemaphoreObject, SemaphoreProxy,
 };
 use crate::manager::client::proxy::{self, Proxy};
-use crate::manager::client::queue::{QueueCore, QueueProxy};
-use crate::manager::client::value::{ArrayCore, ArrayProxy, ValueCore, ValueProxy};
+use crate::manager::client::queue::{QueueObject, QueueProxy};
+use crate::manager::client::value::{ArrayObject, ArrayProxy, ValueObject, ValueProxy};
 use crate::manager::server::leader;
 use crate::manager::wire::greeting::{Bind, GREETING, GREETING_TIME, Setup, Welcome};
 use crate::manager::wire::messages;
@@ -38,8 +38,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// A process that owns objects, which other processes use through proxies.
 ///
-/// For plain numbers take a [`Value`](crate::Value) or an [`Array`](crate::Array), and for values that are passed on a [`Queue`](crate::Queue): they cost no message to
-/// another process.
+/// Use instead, because they cost no message to another process:
+/// - [`Value`](crate::Value) or [`Array`](crate::Array) for numbers and structs of numbers;
+/// - [`Queue`](crate::Queue) for values that are passed on.
 ///
 /// The objects are lists, dictionaries, namespaces, queues, locks and the like, and [values of any type](Self::create). A proxy is a
 /// serde value: send it to other processes as an argument, or through a queue. Programs that share no memory with the manager, also on
@@ -66,12 +67,14 @@ const GRACE: Duration = Duration::from_secs(5);
 /// ```
 ///
 /// # Details
-/// - **End.** The manager ends by [`shutdown`](Self::shutdown), with the process that started it, or when no process has this handle or
-///   a proxy any more. Dropping this handle leaves the manager to the proxies.
+/// - **End.** The manager ends when [`shutdown`](Self::shutdown) is called, when the process that started it ends, or when the
+///   last `Manager` and proxy is dropped.
+/// - **Dropped futures.** A dropped call was made as a whole or not at all. A dropped [`create`](Self::create), or method that
+///   creates an object ([`list`](Self::list), [`lock`](Self::lock) and so on), leaves no object behind.
 /// - **Death.** If the manager is killed, each pending call fails with `Closed` at once. If a client is killed, the manager
 ///   releases all that it held.
-/// - **Cost.** One process with two threads, of which one wakes each millisecond while there are calls, and none while there are
-///   not; and two pipes and an eventfd for each process that uses the manager.
+/// - **Cost.** One process with two threads. While there are calls, one of them wakes every millisecond; an idle manager never
+///   wakes. Each process that uses the manager has two pipes and an eventfd for it.
 pub struct Manager {
     link: Arc<Link>,
     pid: u32,
@@ -113,8 +116,8 @@ impl ManagerBuilder {
 
     /// Lets clients call these functions only. The default is all functions of this program.
     ///
-    /// Called several times, it adds up. The methods of the lists, dictionaries and namespaces of this crate are functions too, which
-    /// clients can call only if they are exposed.
+    /// Several calls add up. With `expose`, the built-in objects must be exposed, too: otherwise [`Manager::list`], the methods of a
+    /// list, and so on, fail with `Other`. This holds for all clients, including the process that starts the manager.
     pub fn expose(mut self, functions: impl IntoIterator<Item = Exposed>) -> Self {
         let entries = functions.into_iter().flat_map(|Exposed(entries)| entries);
         self.exposed.get_or_insert_default().extend(entries);
@@ -131,8 +134,8 @@ impl ManagerBuilder {
 
     /// Sets the key that a program must know to connect. Both sides prove to each other that they know it.
     ///
-    /// **The key grants full trust.** A program that knows it can call each function that this program calls on a manager anywhere, on any object,
-    /// with any arguments. It can do nothing else, whatever bytes it sends. [`expose`](Self::expose) restricts the functions.
+    /// **The key grants full trust.** A program that knows it can call, on any object and with any arguments, every function that this
+    /// program uses with a manager. It can do nothing else, whatever bytes it sends. [`expose`](Self::expose) restricts the functions.
     /// The key itself is not sent. Messages are not encrypted, except by `tls` (with the feature `tls`).
     pub fn authkey(mut self, key: impl AsRef<[u8]>) -> Self {
         self.key = Some(Zeroizing::new(key.as_ref().into()));
@@ -192,7 +195,9 @@ impl ManagerBuilder {
         }
     }
 
-    /// Starts the manager, and returns when it answers. Dropped, it leaves no manager behind.
+    /// Starts the manager, and returns when it answers.
+    ///
+    /// Cancel safe: a dropped future leaves no manager behind.
     ///
     /// # Errors
     /// - `NotInitialized` if neither `run` nor `init` was called.
@@ -217,7 +222,7 @@ impl ManagerBuilder {
         link.know_process(&running);
         let manager = Manager { link, pid: process.pid(), process: Some(running.clone()) };
         if let Err(error) = manager.object_count().await {
-            // The reason of its end says more than that it is gone.
+            // The reason of its end is better than the error that it is gone.
             let ended = match error.kind() {
                 ErrorKind::Closed => timer::within(GRACE, process.join()).await.ok(),
                 _ => None,
@@ -234,7 +239,7 @@ fn serve(setup: Setup) -> Result<()> {
 }
 
 impl Manager {
-    /// Starts a manager with default settings. See [`ManagerBuilder::start`].
+    /// Starts a manager with default settings. Waits and drops as [`ManagerBuilder::start`].
     ///
     /// # Errors
     /// As [`ManagerBuilder::start`].
@@ -278,7 +283,7 @@ impl Manager {
     /// - **Loss.** If the connection is lost, each pending call fails with `Closed` at once, the handles are of no use any more, and
     ///   the manager releases what they held. It does not connect again by itself.
     /// - **Runtime.** The connection lives in the runtime in which it was made. Once that has ended, each call fails with `Closed`.
-    /// - **Dropped** before it is ready, the future has not connected.
+    /// - **Dropped futures.** If the future is dropped before it is ready, there is no connection.
     ///
     /// # Errors
     /// - `Io` if nothing listens at `address`, `Timeout` if there is no connection in time.
@@ -293,7 +298,7 @@ impl Manager {
     /// started without [`bind`](ManagerBuilder::bind).
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// `Closed` if the manager is gone; `Timeout` and `Io` as [`create`](Self::create).
     pub async fn address(&self) -> Result<Option<String>> {
         self.link.ask(self.link.request(messages::WHERE)).await?.part()
     }
@@ -315,7 +320,7 @@ impl Manager {
     /// Creates an empty list.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn list<T: Item>(&self) -> Result<ListProxy<T>> {
         Ok(ListProxy(self.create(Vec::<T>::new, ()).await?))
     }
@@ -323,7 +328,7 @@ impl Manager {
     /// Creates an empty dictionary.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn dict<K, V>(&self) -> Result<DictProxy<K, V>>
     where
         K: Eq + Hash + Item,
@@ -335,7 +340,7 @@ impl Manager {
     /// Creates an empty namespace.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn namespace(&self) -> Result<Namespace> {
         Ok(Namespace(self.create(Names::new, ()).await?))
     }
@@ -343,76 +348,78 @@ impl Manager {
     /// Creates an empty queue of at most `capacity` items. `None` is no limit; 0 counts as 1.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn queue<T: Item>(&self, capacity: impl Into<Option<usize>>) -> Result<QueueProxy<T>> {
         let capacity = capacity.into().map(|capacity| capacity.max(1));
-        Ok(QueueProxy(self.create(QueueCore::<T>::new, (capacity,)).await?))
+        Ok(QueueProxy(self.create(QueueObject::<T>::new, (capacity,)).await?))
     }
 
     /// Creates a lock.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn lock(&self) -> Result<LockProxy> {
-        Ok(LockProxy(self.create(LockCore::default, ()).await?))
+        Ok(LockProxy(self.create(LockObject::default, ()).await?))
     }
 
     /// Creates a semaphore with this number of permits.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn semaphore(&self, permits: usize) -> Result<SemaphoreProxy> {
-        Ok(SemaphoreProxy(self.create(SemaphoreCore::new, (permits,)).await?))
+        Ok(SemaphoreProxy(self.create(SemaphoreObject::new, (permits,)).await?))
     }
 
     /// Creates an event, which is not set.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn event(&self) -> Result<EventProxy> {
-        Ok(EventProxy(self.create(EventCore::default, ()).await?))
+        Ok(EventProxy(self.create(EventObject::default, ()).await?))
     }
 
     /// Creates a barrier for this number of parties.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn barrier(&self, parties: usize) -> Result<BarrierProxy> {
-        Ok(BarrierProxy(self.create(BarrierCore::new, (parties,)).await?))
+        Ok(BarrierProxy(self.create(BarrierObject::new, (parties,)).await?))
     }
 
     /// Creates a condition variable with its lock.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn condition(&self) -> Result<ConditionProxy> {
-        Ok(ConditionProxy(self.create(ConditionCore::default, ()).await?))
+        Ok(ConditionProxy(self.create(ConditionObject::default, ()).await?))
     }
 
     /// Creates a value.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn value<T: Item>(&self, value: T) -> Result<ValueProxy<T>> {
-        Ok(ValueProxy(self.create(ValueCore::<T>, (value,)).await?))
+        Ok(ValueProxy(self.create(ValueObject::<T>, (value,)).await?))
     }
 
     /// Creates an array of these values. Its length is fixed.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// As [`create`](Self::create).
     pub async fn array<T: Item>(&self, values: Vec<T>) -> Result<ArrayProxy<T>> {
-        Ok(ArrayProxy(self.create(|values: Vec<T>| ArrayCore(values.into()), (values,)).await?))
+        Ok(ArrayProxy(self.create(|values: Vec<T>| ArrayObject(values.into()), (values,)).await?))
     }
 
     /// Calls `f` in the manager's process to create an object, and returns a handle of it. See [`Proxy`] for an example.
     ///
-    /// Dropped, it leaves no object behind.
+    /// Cancel safe: a dropped future leaves no object behind.
     ///
     /// # Errors
-    /// - `Panicked` if `f` panicked, `Closed` if the manager is gone.
+    /// - `Panicked` if `f` panicked.
+    /// - `Closed` if the manager is gone.
     /// - `Encode` if an argument cannot be serialised, `Decode` if it cannot be deserialised.
     /// - `Other` if the manager does not [expose](ManagerBuilder::expose) `f`.
+    /// - `Timeout` if the manager accepted no connection, `Io` if there is no memory or descriptor left.
     pub async fn create<F, A>(&self, f: F, args: A) -> Result<Proxy<F::Object>>
     where
         F: Maker<A>,
@@ -425,7 +432,7 @@ impl Manager {
     /// Returns the number of objects, without [`names`](Self::names).
     ///
     /// # Errors
-    /// `Closed` if the manager is gone.
+    /// `Closed` if the manager is gone; `Timeout` and `Io` as [`create`](Self::create).
     pub async fn object_count(&self) -> Result<usize> {
         let count: u64 = self.link.ask(self.link.request(messages::COUNT)).await?.part()?;
         Ok(count as usize)
@@ -433,12 +440,13 @@ impl Manager {
 
     /// Ends the manager and waits for its process. Pending calls fail with `Closed`.
     ///
-    /// A manager that does not end within 5 seconds is killed. Called again, it returns at once. Dropped, the manager may go on; call it
-    /// again to continue.
+    /// A manager that does not end within 5 seconds is killed. After a completed `shutdown` it returns at once.
+    ///
+    /// Cancel safe: if the future is dropped the manager may still run; call `shutdown` again.
     ///
     /// # Errors
-    /// `Other` on a handle that was made by [`connect`](Self::connect): only the process that started a manager can end it. `Io` if
-    /// the exit of the process cannot be observed.
+    /// - `Other` on a handle that was made by [`connect`](Self::connect): only the process that started a manager can end it.
+    /// - `Io` if the exit of the process cannot be observed.
     pub async fn shutdown(&self) -> Result<()> {
         let of_another = || Error::other("only the process that started a manager can shut it down");
         let mut process = self.process.as_ref().ok_or_else(of_another)?.lock().await;

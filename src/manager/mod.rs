@@ -6,9 +6,9 @@
 //!
 //! For plain numbers that processes of one machine share, [`Value`](crate::Value) and [`Array`](crate::Array) cost no message. The same names stand at the
 //! root of the crate. See also the guide's page on [sharing](crate::guide::sharing).
-// In this room:
+// In this module:
 //
-// manager.rs   Manager, ManagerBuilder: the public face
+// manager.rs   Manager, ManagerBuilder: the public types
 // client/      link.rs       the connection to one manager   pending.rs   calls that wait for an answer
 //              handle.rs     a hold on an object             proxy.rs     the typed handle, and its forms: list.rs dict.rs
 //                            namespace.rs queue.rs primitives.rs value.rs   waits.rs     operations that may have to wait

@@ -22,7 +22,7 @@ pub(crate) fn drain(eventfd: BorrowedFd<'_>) {
 
 /// Makes a new edge for every epoll that watches `eventfd`, read or not.
 /// The counter cannot fill up: that takes 2^64 rings.
-pub(crate) fn ring(eventfd: BorrowedFd<'_>) {
+pub(crate) fn notify(eventfd: BorrowedFd<'_>) {
     // A lost ring would leave a process asleep.
     let _ = again(|| {
         refuse::at("write")?;

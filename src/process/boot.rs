@@ -177,7 +177,7 @@ impl Drop for EndsWithoutStarts {
     }
 }
 
-/// For tests: makes this process one that lets an exec give it rights, as an attacker would.
+/// Lets an exec give this process rights, as an attacker would. For tests.
 #[doc(hidden)]
 pub fn let_an_exec_give_rights() {
     rights::let_an_exec_give_some();

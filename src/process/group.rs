@@ -194,6 +194,9 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// assert_eq!((info.pid(), pid?), (child.pid(), child.pid()));
     /// # Ok(()) }) }
     /// ```
+    ///
+    /// # Errors
+    /// The result of the child as [`Process::join`].
     pub async fn join_next_with_info(&mut self) -> Option<(ProcessInfo, Result<R>)> {
         match self.ended.pop_front() {
             Some(ended) => Some(ended),

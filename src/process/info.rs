@@ -92,17 +92,17 @@ pub struct ParentProcess {
 }
 
 impl ParentProcess {
-    /// See [`ProcessInfo::name`].
+    /// Returns its name; see [`ProcessInfo::name`].
     pub fn name(&self) -> &str {
         self.info.name()
     }
 
-    /// See [`ProcessInfo::pid`].
+    /// Returns its process id; see [`ProcessInfo::pid`].
     pub fn pid(&self) -> u32 {
         self.info.pid()
     }
 
-    /// See [`ProcessInfo::is_daemon`].
+    /// Returns `true` if it is a daemon; see [`ProcessInfo::is_daemon`].
     pub fn is_daemon(&self) -> bool {
         self.info.is_daemon()
     }

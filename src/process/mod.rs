@@ -4,7 +4,7 @@
 //! children that belong together; [`Task`] is a function with its arguments as a value. [`preload`] runs functions once for all children, and
 //! [`shutdown_signal`] is SIGTERM or Ctrl-C as a future.
 //!
-//! For many short tasks take a [`Pool`](crate::Pool), for a child that is started again when it fails [`ProcessBuilder::restart`]. The same names
+//! Use [`Pool`](crate::Pool) instead for many short tasks, [`ProcessBuilder::restart`] for a child that is started again when it fails. All names
 //! are re-exported at the root of the crate. See also the guide's page on [processes](crate::guide::processes).
 // In this module:
 //

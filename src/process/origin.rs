@@ -89,7 +89,7 @@ pub(super) fn loader_as_cause() -> String {
     said().unwrap_or_default()
 }
 
-/// For tests: starts children from another file, which must be a copy of this program.
+/// Starts children from another file, which must be a copy of this program. For tests.
 #[doc(hidden)]
 pub fn use_program(path: impl Into<PathBuf>) {
     *lock(&PROGRAM) = Some(path.into());

@@ -220,7 +220,7 @@ impl<R> Process<R> {
         &self.child.info
     }
 
-    /// Drops the handle without killing the child, whatever its builder said.
+    /// Drops the handle without killing the child, even with `kill_on_drop`.
     pub(super) fn detach(mut self) {
         if let Some(KillOnDrop(child)) = &mut self.kill_on_drop {
             *child = None;

@@ -314,7 +314,7 @@ impl Server {
             if self.connections.is_empty() {
                 // The child that started this server has ended, and so have all its children here. Another server may not
                 // have seen the latest new slots.
-                eventfd::ring(self.new_slots);
+                eventfd::notify(self.new_slots);
                 profile::exit(0);
             }
         }

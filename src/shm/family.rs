@@ -199,7 +199,7 @@ impl Family {
                         self.word(slot, IDENTITY).store(to_identity(epoch, identity), Release);
                     }
                     fault::point("claim.named");
-                    eventfd::ring(self.new_slots.as_fd());
+                    eventfd::notify(self.new_slots.as_fd());
                     Ok(member)
                 }
                 Err(other) => {
@@ -231,7 +231,7 @@ impl Family {
         if !is_anothers && self.state(me.slot).compare_exchange(seen, mine, AcqRel, Relaxed).is_ok() {
             let identity = pidfd::open(std::process::id()).map_or(0, |pidfd| pidfd::identity(pidfd.as_fd()));
             self.word(me.slot, IDENTITY).store(to_identity(me.epoch, identity), Release);
-            eventfd::ring(self.new_slots.as_fd());
+            eventfd::notify(self.new_slots.as_fd());
         }
     }
 
@@ -283,7 +283,7 @@ impl Family {
             for slot in slots {
                 self.rung_for(slot).fetch_or(hint, AcqRel);
             }
-            eventfd::ring(self.doorbell(doorbell));
+            eventfd::notify(self.doorbell(doorbell));
         }
     }
 
@@ -347,7 +347,7 @@ impl Family {
             return;
         }
         self.rung_for(slot).fetch_or(hint, AcqRel);
-        eventfd::ring(self.doorbell(slot));
+        eventfd::notify(self.doorbell(slot));
     }
 
     /// Makes every member try again everything it waits for.
@@ -362,7 +362,7 @@ impl Family {
             self.rung_for(slot).fetch_or(u64::MAX, AcqRel);
             used += 1;
         }
-        self.doorbells[..used.min(self.doorbells.len())].iter().for_each(|doorbell| eventfd::ring(doorbell.as_fd()));
+        self.doorbells[..used.min(self.doorbells.len())].iter().for_each(|doorbell| eventfd::notify(doorbell.as_fd()));
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) trait Acquire {
 
     /// Takes it if that needs no waiting.
     fn try_take(&self) -> io::Result<Option<Self::Taken>>;
-    /// Takes it when it is free. Dropped, it has not taken it.
+    /// Acquires it when it is free. A dropped future has not acquired it.
     fn take(&self) -> impl Future<Output = io::Result<Self::Taken>>;
     /// Takes it when it is free, on a thread without a runtime; `None` at the deadline.
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>>;

@@ -437,7 +437,7 @@ impl Mutex {
         }
     }
 
-    /// Takes it when it is free. Dropped, it has not taken it.
+    /// Acquires it when it is free. A dropped future has not acquired it.
     #[inline]
     pub(super) async fn take(&self) -> io::Result<Taken> {
         let me = self.family.me()?;

@@ -55,7 +55,7 @@ pub(super) const LEN: usize = HOLDERS + holders::LEN;
 /// The part of the state that belongs to this process.
 #[derive(Default)]
 pub(super) struct Own {
-    /// Which row of the ledger is ours.
+    /// Our row in the table of holders.
     row: Row,
     /// Writers of this process that have found the lock held and wait.
     waiting_writers: Mutex<usize>,
@@ -166,7 +166,7 @@ impl<'a, L: Liveness> RwLockState<'a, L> {
         is_withdrawn
     }
 
-    /// True if it was the last share that was missing: a writer may take all. `None`: the ledger is damaged.
+    /// True if it was the last share that was missing: a writer may take all. `None`: the table is damaged.
     #[must_use]
     #[inline]
     pub(super) fn give_read(&self, row: usize) -> Option<bool> {

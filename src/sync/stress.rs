@@ -309,7 +309,7 @@ fn permits(free: u32, are_mortal: bool) {
     assert!(free > 1 || (done..=done + deaths).contains(&changed), "{changed} changes by {done} and {deaths} dead");
 }
 
-/// Which row of a ledger is its own.
+/// Its own row in the table of holders.
 struct Row(AtomicUsize);
 
 impl Default for Row {

@@ -185,7 +185,7 @@ impl Wake for RingMyself {
         if std::thread::current().id() == self.1 {
             STAYS_UP.set(true);
         } else if let Ok(me) = self.0.me() {
-            eventfd::ring(self.0.doorbell(me.slot));
+            eventfd::notify(self.0.doorbell(me.slot));
         }
     }
 }

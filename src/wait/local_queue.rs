@@ -123,7 +123,7 @@ impl WaitQueue {
         match wake {
             Wake::Sleeper(sleeper) if Some(sleeper) == mine => return true,
             Wake::Sleeper(sleeper) => match self.own_doorbell.get() {
-                Some((doorbell, _)) => eventfd::ring(doorbell.as_fd()),
+                Some((doorbell, _)) => eventfd::notify(doorbell.as_fd()),
                 None => self.family.wake(sleeper.slot, 1 << self.hint),
             },
             Wake::Doorbells(doorbells) => self.family.ring_doorbells(doorbells, 1 << self.hint),

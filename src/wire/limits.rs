@@ -21,7 +21,7 @@ pub(super) fn depth() -> u32 {
 }
 
 /// A message of more bytes is refused, on whatever way it goes: lengths are 32 bits, and some of them count what is
-/// around a message as well. [`ErrorKind::Encode`](crate::ErrorKind::Encode) tells users of it.
+/// around a message as well. [`ErrorKind::Encode`](crate::ErrorKind::Encode) documents it for users.
 const LARGEST: u64 = (4 << 30) - (1 << 20);
 
 /// Refuses a message of `len` bytes, if that is too large.

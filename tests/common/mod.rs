@@ -230,8 +230,8 @@ pub fn thread_falls_asleep(thread: rustix::thread::Pid) {
     }
 }
 
-/// What nobody who waits for its turn may exceed while others take theirs without a break: about a millisecond until it
-/// is heard and a moment of 5 ms, with room for a machine that is busy with other things.
+/// Asserts a bound on the waiting times while others acquire without a break: about a millisecond until the hand-off and 5 ms for
+/// the wake, with room for a machine that is busy with other things.
 pub fn assert_nobody_starves(waits: Vec<Duration>) {
     let (mean, longest) = (waits.iter().sum::<Duration>() / waits.len() as u32, waits.iter().max().unwrap());
     println!("{} waits, mean {mean:?}, longest {longest:?}", waits.len());

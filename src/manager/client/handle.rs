@@ -75,7 +75,7 @@ impl Drop for Handle {
     }
 }
 
-/// What the handles in one message have in common when they leave under a lease.
+/// The object lease that the handles of one outgoing message share.
 struct Leaving {
     manager: Id,
     connector: u32,
@@ -96,7 +96,7 @@ impl Leaving {
     }
 }
 
-/// What the handles in one message have in common when they arrive under a lease.
+/// The object lease that the handles of one incoming message share.
 struct Arriving {
     manager: Id,
     link: Arc<Link>,

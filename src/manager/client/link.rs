@@ -113,7 +113,7 @@ impl Link {
         Arc::new(Self { id, pid, connector, transport, connecting, calls, has_room, waiting, last_lease, process })
     }
 
-    /// In the process that started the manager: from now on errors say why that has ended, if it could tell.
+    /// In the process that started the manager: from now on errors name the reason why it has ended, if it reported one.
     pub(crate) fn know_process(&self, process: &Arc<Running>) {
         // A manager is started once.
         let _ = self.process.set(Arc::downgrade(process));
@@ -143,7 +143,7 @@ impl Link {
         })
     }
 
-    /// What the transport calls when something may have come.
+    /// The callback of the transport, called when a message may have come.
     fn changed(self: &Arc<Self>) -> Changed {
         let link = Arc::downgrade(self);
         Box::new(move || {
@@ -269,7 +269,7 @@ impl Link {
 
     /// Tells the manager something that has no answer. If it is gone, it need not know.
     pub(crate) fn post(&self, request: Writer) {
-        // What the process holds that this one was forked from is not for this one to release.
+        // A forked process must not release objects that its parent holds.
         if !fork::is_forked()
             && let Some(transport) = self.transport.get()
         {
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bit_that_another_thread_finds_announces_what_was_put_before() {
+    async fn bit_that_another_thread_finds_announces_earlier_requests() {
         let (link, mut manager) = linked();
         link.count(RELEASE, 1, CONNECTION);
         let map = manager.greet(5).await;

@@ -41,7 +41,7 @@ use std::collections::BTreeMap;
 #[derive(Serialize, Deserialize)]
 pub struct Namespace(pub(crate) Proxy<Names>);
 
-/// What the manager keeps of a namespace.
+/// The namespace in the manager.
 pub(crate) type Names = BTreeMap<String, Named>;
 
 pub(crate) struct Named {

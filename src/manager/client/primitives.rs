@@ -13,9 +13,9 @@ use std::time::Duration;
 
 proxies!(LockProxy SemaphoreProxy EventProxy BarrierProxy ConditionProxy);
 
-/// What the manager keeps of a lock.
+/// The lock in the manager.
 #[derive(Default)]
-pub(crate) struct LockCore {
+pub(crate) struct LockObject {
     holder: Option<Ticket>,
     /// The last holder was lost with it.
     is_orphaned: bool,
@@ -23,7 +23,7 @@ pub(crate) struct LockCore {
     was_orphaned: bool,
 }
 
-impl LockCore {
+impl LockObject {
     /// True if the last holder was lost.
     fn take(&mut self, ticket: Ticket) -> Option<bool> {
         if self.holder.is_some() {
@@ -43,7 +43,7 @@ impl LockCore {
     }
 }
 
-impl Waits for LockCore {
+impl Waits for LockObject {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if self.holder == Some(ticket) {
             self.holder = None;
@@ -112,22 +112,25 @@ fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> 
 ///
 /// # Details
 /// - **Waiting.** First come, first served. A call that waits holds no thread of the manager.
+/// - **Dropped futures.** A dropped method that acquires has not acquired the lock.
 /// - **Death.** If the holder is killed or disconnected, the lock is free at once. The next holder gets
 ///   [`OwnerDied`](ErrorKind::OwnerDied), with the grant inside the error.
 /// - **Disconnection.** A holder on another host may notice only at its next call that it is disconnected, while another holds the lock
 ///   already. Do what the lock protects through the manager itself where that matters.
 /// - **Cost.** One call to acquire the lock, and one message to release it.
 #[derive(Serialize, Deserialize)]
-pub struct LockProxy(pub(crate) Proxy<LockCore>);
+pub struct LockProxy(pub(crate) Proxy<LockObject>);
 
 impl LockProxy {
-    /// Acquires the lock. Waits while another caller holds it. Dropped, it has not acquired the lock.
+    /// Acquires the lock, and waits while another caller holds it.
+    ///
+    /// Cancel safe: a dropped future has not acquired the lock.
     ///
     /// # Errors
     /// `OwnerDied` if the previous holder was killed or disconnected: the lock is acquired, and the grant is inside the error. Else as
     /// [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, LockCore::acquire, (true,)).await, Grant)
+        granted(self.0.wait(None, LockObject::acquire, (true,)).await, Grant)
     }
 
     /// Acquires the lock if it is free.
@@ -135,26 +138,27 @@ impl LockProxy {
     /// # Errors
     /// `WouldBlock` if another caller holds it; else as [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, LockCore::acquire, (false,)).await, Grant)
+        granted(self.0.wait(None, LockObject::acquire, (false,)).await, Grant)
     }
 
-    /// Like [`acquire`](Self::acquire), but gives up after `timeout`. Time is real time: see [Timeouts](crate#timeouts).
+    /// Acquires the lock as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
+    /// [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
-        let waiting = self.0.wait(None, LockCore::acquire, (true,));
+        let waiting = self.0.wait(None, LockObject::acquire, (true,));
         granted(in_time(timeout, waiting, "the lock was not free").await, Grant)
     }
 }
 
-/// What the manager keeps of a semaphore.
-pub(crate) struct SemaphoreCore {
+/// The semaphore in the manager.
+pub(crate) struct SemaphoreObject {
     available: usize,
     held: HashSet<Ticket>,
 }
 
-impl SemaphoreCore {
+impl SemaphoreObject {
     pub(crate) fn new(available: usize) -> Self {
         Self { available, held: HashSet::new() }
     }
@@ -172,7 +176,7 @@ impl SemaphoreCore {
     }
 }
 
-impl Waits for SemaphoreCore {
+impl Waits for SemaphoreObject {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if self.held.remove(&ticket) && end != End::Took {
             self.available = self.available.saturating_add(1);
@@ -203,18 +207,21 @@ impl Waits for SemaphoreCore {
 ///
 /// # Details
 /// - **Waiting.** First come, first served. A call that waits holds no thread of the manager.
+/// - **Dropped futures.** A dropped method that acquires has acquired no permit, and none is lost. For the others see [`Proxy`].
 /// - **Death.** The permits of a process that is killed or disconnected are available again at once.
 /// - **Cost.** One call to acquire a permit, and one message to release it.
 #[derive(Serialize, Deserialize)]
-pub struct SemaphoreProxy(pub(crate) Proxy<SemaphoreCore>);
+pub struct SemaphoreProxy(pub(crate) Proxy<SemaphoreObject>);
 
 impl SemaphoreProxy {
-    /// Acquires a permit. Waits while there is none. Dropped, it has acquired none, and none is lost.
+    /// Acquires a permit, and waits while there is none.
+    ///
+    /// Cancel safe: a dropped future has acquired none, and none is lost.
     ///
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(None, SemaphoreCore::acquire, (true,)).await?;
+        let ((), asked) = self.0.wait(None, SemaphoreObject::acquire, (true,)).await?;
         Ok(Grant(asked))
     }
 
@@ -223,11 +230,12 @@ impl SemaphoreProxy {
     /// # Errors
     /// `WouldBlock` if there is none; else as [`Proxy::call`].
     pub async fn try_acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(None, SemaphoreCore::acquire, (false,)).await?;
+        let ((), asked) = self.0.wait(None, SemaphoreObject::acquire, (false,)).await?;
         Ok(Grant(asked))
     }
 
-    /// Like [`acquire`](Self::acquire), but gives up after `timeout`. Time is real time: see [Timeouts](crate#timeouts).
+    /// Acquires a permit as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
+    /// [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if there was no permit in time; else as [`acquire`](Self::acquire).
@@ -240,7 +248,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn release(&self) -> Result<()> {
-        let release = |permits: &mut SemaphoreCore| permits.available = permits.available.saturating_add(1);
+        let release = |permits: &mut SemaphoreObject| permits.available = permits.available.saturating_add(1);
         self.0.call(release, ()).await
     }
 
@@ -249,15 +257,15 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn available(&self) -> Result<usize> {
-        self.0.call(|permits: &mut SemaphoreCore| permits.available, ()).await
+        self.0.call(|permits: &mut SemaphoreObject| permits.available, ()).await
     }
 }
 
-/// What the manager keeps of an event.
+/// The event in the manager.
 #[derive(Default)]
-pub(crate) struct EventCore(bool);
+pub(crate) struct EventObject(bool);
 
-impl Waits for EventCore {}
+impl Waits for EventObject {}
 
 /// A handle of an event that lives in a manager's process: a flag that tasks wait for.
 ///
@@ -280,10 +288,11 @@ impl Waits for EventCore {}
 ///
 /// # Details
 /// - **Waiting.** [`set`](Self::set) wakes all callers that wait, also if the event is cleared right after.
-/// - **Death.** Nobody holds anything. If the manager ends, each call fails with `Closed`.
+/// - **Dropped futures.** A dropped [`wait`](Self::wait) changes nothing. For the other methods see [`Proxy`].
+/// - **Death.** No process holds an event. If the manager ends, each call fails with `Closed`.
 /// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
-pub struct EventProxy(pub(crate) Proxy<EventCore>);
+pub struct EventProxy(pub(crate) Proxy<EventObject>);
 
 impl EventProxy {
     /// Sets the event and wakes all callers that wait for it.
@@ -291,7 +300,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn set(&self) -> Result<()> {
-        self.0.call(|flag: &mut EventCore| flag.0 = true, ()).await
+        self.0.call(|flag: &mut EventObject| flag.0 = true, ()).await
     }
 
     /// Clears the event.
@@ -299,7 +308,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn clear(&self) -> Result<()> {
-        self.0.call(|flag: &mut EventCore| flag.0 = false, ()).await
+        self.0.call(|flag: &mut EventObject| flag.0 = false, ()).await
     }
 
     /// Returns `true` if the event is set.
@@ -307,19 +316,21 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn is_set(&self) -> Result<bool> {
-        self.0.call(|flag: &mut EventCore| flag.0, ()).await
+        self.0.call(|flag: &mut EventObject| flag.0, ()).await
     }
 
-    /// Waits until the event is set. Dropped, it leaves nothing behind.
+    /// Waits until the event is set.
+    ///
+    /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn wait(&self) -> Result<()> {
-        let wait = |flag: &mut EventCore, _: &mut Option<()>, _: Try| if flag.0 { ready(&()) } else { Poll::Pending };
+        let wait = |flag: &mut EventObject, _: &mut Option<()>, _: Try| if flag.0 { ready(&()) } else { Poll::Pending };
         self.0.wait_and_take(None, wait, ()).await
     }
 
-    /// Like [`wait`](Self::wait), but gives up after `timeout`. Time is real time: see [Timeouts](crate#timeouts).
+    /// Waits as [`wait`](Self::wait), but gives up after `timeout`. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
     /// `Timeout` if the event was not set in time; else as [`Proxy::call`].
@@ -328,16 +339,16 @@ impl EventProxy {
     }
 }
 
-/// What the manager keeps of a barrier.
-pub(crate) struct BarrierCore {
+/// The barrier in the manager.
+pub(crate) struct BarrierObject {
     count: usize,
     waiting: Vec<Ticket>,
-    /// Who may go on, and as which; or may not.
+    /// The parties that may go on, with their indexes; or that may not.
     released: HashMap<Ticket, Option<usize>>,
     is_broken: bool,
 }
 
-impl BarrierCore {
+impl BarrierObject {
     pub(crate) fn new(count: usize) -> Self {
         Self { count, waiting: Vec::new(), released: HashMap::new(), is_broken: false }
     }
@@ -383,7 +394,7 @@ fn broken() -> Error {
     Error::new(ErrorKind::BrokenBarrier, "the barrier is broken: somebody left it, or broke it; reset it")
 }
 
-impl Waits for BarrierCore {
+impl Waits for BarrierObject {
     fn settle(&mut self, ticket: Ticket, _: End) {
         self.leave(ticket);
         self.released.remove(&ticket);
@@ -410,11 +421,12 @@ impl Waits for BarrierCore {
 /// ```
 ///
 /// # Details
-/// - **Death.** If a process that waits is killed or disconnected, or a [`wait`](Self::wait) is dropped, the barrier breaks: all that
-///   wait fail with [`BrokenBarrier`](ErrorKind::BrokenBarrier), and all that come, until it is [reset](Self::reset).
+/// - **Dropped futures.** A dropped [`wait`](Self::wait) breaks the barrier. For the other methods see [`Proxy`].
+/// - **Death.** If a process that waits is killed or disconnected, the barrier breaks: all waiting calls fail with
+///   [`BrokenBarrier`](ErrorKind::BrokenBarrier), and so do later ones, until it is [reset](Self::reset).
 /// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
-pub struct BarrierProxy(pub(crate) Proxy<BarrierCore>);
+pub struct BarrierProxy(pub(crate) Proxy<BarrierObject>);
 
 impl BarrierProxy {
     /// Waits until all parties wait. Returns a different number for each of them, from 0 on.
@@ -424,10 +436,10 @@ impl BarrierProxy {
     /// # Errors
     /// `BrokenBarrier` if the barrier is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
     pub async fn wait(&self) -> Result<usize> {
-        self.0.wait_and_take(None, BarrierCore::wait, ()).await
+        self.0.wait_and_take(None, BarrierObject::wait, ()).await
     }
 
-    /// Like [`wait`](Self::wait), but gives up after `timeout`.
+    /// Waits as [`wait`](Self::wait), but gives up after `timeout`.
     ///
     /// Giving up breaks the barrier, unless the last party has arrived or the request was never sent. The manager decides, and this
     /// call waits for its answer. Time is real time: see [Timeouts](crate#timeouts).
@@ -435,7 +447,7 @@ impl BarrierProxy {
     /// # Errors
     /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
-        self.0.wait_and_take(Some(timeout), BarrierCore::wait, ()).await
+        self.0.wait_and_take(Some(timeout), BarrierObject::wait, ()).await
     }
 
     /// Breaks the barrier: all that wait fail, and all that come, until it is [reset](Self::reset).
@@ -443,7 +455,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn abort(&self) -> Result<()> {
-        let abort = |parties: &mut BarrierCore| {
+        let abort = |parties: &mut BarrierObject| {
             parties.is_broken = true;
             parties.dismiss();
         };
@@ -455,7 +467,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn reset(&self) -> Result<()> {
-        let reset = |parties: &mut BarrierCore| {
+        let reset = |parties: &mut BarrierObject| {
             parties.is_broken = false;
             parties.dismiss();
         };
@@ -467,7 +479,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn parties(&self) -> Result<usize> {
-        self.0.call(|parties: &mut BarrierCore| parties.count, ()).await
+        self.0.call(|parties: &mut BarrierObject| parties.count, ()).await
     }
 
     /// Returns the number of parties that wait.
@@ -475,7 +487,7 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn waiting(&self) -> Result<usize> {
-        self.0.call(|parties: &mut BarrierCore| parties.waiting.len(), ()).await
+        self.0.call(|parties: &mut BarrierObject| parties.waiting.len(), ()).await
     }
 
     /// Returns `true` if the barrier is broken.
@@ -483,14 +495,14 @@ impl BarrierProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn is_broken(&self) -> Result<bool> {
-        self.0.call(|parties: &mut BarrierCore| parties.is_broken, ()).await
+        self.0.call(|parties: &mut BarrierObject| parties.is_broken, ()).await
     }
 }
 
-/// What the manager keeps of a condition.
+/// The condition in the manager.
 #[derive(Default)]
-pub(crate) struct ConditionCore {
-    lock: LockCore,
+pub(crate) struct ConditionObject {
+    lock: LockObject,
     waiting: VecDeque<Ticket>,
     /// Noticed, or too late for it, and not holding the lock again.
     woken: HashMap<Ticket, bool>,
@@ -498,7 +510,7 @@ pub(crate) struct ConditionCore {
     used: Option<Ticket>,
 }
 
-impl ConditionCore {
+impl ConditionObject {
     fn lock(&mut self, _: &mut Option<()>, now: Try) -> Poll<Result<Message>> {
         self.lock.take(now.ticket).map_or(Poll::Pending, |is_orphaned| ready(&is_orphaned))
     }
@@ -535,7 +547,7 @@ impl ConditionCore {
     }
 }
 
-impl Waits for ConditionCore {
+impl Waits for ConditionObject {
     fn settle(&mut self, ticket: Ticket, end: End) {
         self.lock.settle(ticket, end);
         self.waiting.retain(|waiting| *waiting != ticket);
@@ -574,24 +586,28 @@ impl Waits for ConditionCore {
 ///
 /// # Details
 /// - **Waiting.** Callers are notified in the order in which they began to wait.
+/// - **Dropped futures.** A dropped wait leaves the lock free and no waiter behind. A dropped [`lock`](Self::lock) has not
+///   acquired it. For the other methods see [`Proxy`].
 /// - **Death.** As for [`LockProxy`]. The notification of a process that is killed before it has released the lock goes to the next
 ///   waiter.
 /// - **Cost.** One call for each method.
 #[derive(Serialize, Deserialize)]
-pub struct ConditionProxy(pub(crate) Proxy<ConditionCore>);
+pub struct ConditionProxy(pub(crate) Proxy<ConditionObject>);
 
 impl ConditionProxy {
-    /// Acquires the lock of the condition. Dropped, it has not acquired it.
+    /// Acquires the lock of the condition.
+    ///
+    /// Cancel safe: a dropped future has not acquired it.
     ///
     /// # Errors
     /// As [`LockProxy::acquire`].
     pub async fn lock(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, ConditionCore::lock, ()).await, Grant)
+        granted(self.0.wait(None, ConditionObject::lock, ()).await, Grant)
     }
 
     /// Releases the lock, waits for a notification, and acquires the lock again.
     ///
-    /// Dropped, it leaves the lock free and no waiter behind. A notification that had come goes to the next waiter.
+    /// If the future is dropped, it leaves the lock free and no waiter behind. A notification that had come goes to the next waiter.
     ///
     /// # Errors
     /// `Other` if `held` is not this condition's lock; else as [`LockProxy::acquire`].
@@ -599,7 +615,7 @@ impl ConditionProxy {
         self.wait_until(held, None).await
     }
 
-    /// Like [`wait`](Self::wait), but waits for a notification for `timeout` at most.
+    /// Waits as [`wait`](Self::wait), but at most `timeout` for a notification.
     ///
     /// The lock is acquired again in any case, however long that takes. Time is real time: see [Timeouts](crate#timeouts).
     ///
@@ -611,7 +627,7 @@ impl ConditionProxy {
 
     async fn wait_until(&self, held: Grant, timeout: Option<Duration>) -> Result<Grant, LockError<Grant>> {
         // While it waits, `held` is the manager's word for nothing any more, and so is its drop.
-        let waited = self.0.wait(timeout, ConditionCore::wait, (held.0.id(),)).await;
+        let waited = self.0.wait(timeout, ConditionObject::wait, (held.0.id(),)).await;
         let ((is_orphaned, is_noticed), asked) = match waited {
             Ok(waited) => waited,
             // The manager was not asked, so it is still the lock.
@@ -627,7 +643,7 @@ impl ConditionProxy {
 
     /// Waits until `is_so` returns `true`. It is called with the lock held: at once, and after each notification.
     ///
-    /// Dropped, it leaves the lock free and no waiter behind.
+    /// If the future is dropped, it leaves the lock free and no waiter behind.
     ///
     /// # Errors
     /// The error of `is_so`, with the grant inside; else as [`wait`](Self::wait).
@@ -658,7 +674,7 @@ impl ConditionProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn notify(&self, count: usize) -> Result<()> {
-        self.0.call(ConditionCore::notify, (count,)).await
+        self.0.call(ConditionObject::notify, (count,)).await
     }
 
     /// Wakes all callers that wait.
@@ -674,6 +690,6 @@ impl ConditionProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn waiting(&self) -> Result<usize> {
-        self.0.call(|waiters: &mut ConditionCore| waiters.waiting.len(), ()).await
+        self.0.call(|waiters: &mut ConditionObject| waiters.waiting.len(), ()).await
     }
 }

@@ -71,7 +71,8 @@ pub struct Proxy<T> {
 }
 
 impl<T: Send + 'static> Proxy<T> {
-    /// Calls `g` with the object and `args`, and returns its result. Dropped, the call was made as a whole or not at all.
+    /// Calls `g` with the object and `args`, and returns its result. If the future is dropped, the call was made as a whole or not at
+    /// all.
     ///
     /// # Errors
     /// - `Panicked` if `g` panicked. The object stays, as `g` left it.
@@ -214,7 +215,7 @@ impl<'de, T> Deserialize<'de> for Proxy<T> {
 pub struct Batch {
     link: Arc<Link>,
     request: Writer,
-    /// What comes after it was not finished.
+    /// The calls after it were not finished.
     end: usize,
     number: u64,
     count: usize,
@@ -275,7 +276,7 @@ impl Batch {
         self.count == 0
     }
 
-    /// Makes the calls and waits for their results. Dropped, all calls were made, or none.
+    /// Makes the calls and waits for their results. If the future is dropped, all calls were made, or none.
     ///
     /// # Errors
     /// `Closed` if the manager is gone. The error of a single call is in the [`Replies`].

@@ -37,16 +37,19 @@ use std::time::Duration;
 ///
 /// # Details
 /// - **Order.** First in, first out. Calls that wait are served in the order in which they arrived at the manager.
-/// - **Waiting.** A call that waits holds no thread of the manager. See [`Proxy`] for what else a call waits for.
+/// - **Waiting.** A call that waits holds no thread of the manager. It may also wait for room and for its answer, as a call of
+///   [`Proxy`].
+/// - **Dropped futures.** A dropped [`put`](Self::put) or [`get`](Self::get) has put or removed nothing, unless its item was on its
+///   way: see there. For the other methods see [`Proxy`].
 /// - **Death.** An item is received once [`get`](Self::get) has returned it. An item on its way to a process that is killed or
 ///   disconnected goes back to its place in the queue. If the manager ends, each call fails with `Closed`.
 /// - **Cost.** One call for each method; `put` and `get` send one message more, which is not answered.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct QueueProxy<T>(pub(crate) Proxy<QueueCore<T>>);
+pub struct QueueProxy<T>(pub(crate) Proxy<QueueObject<T>>);
 
-/// What the manager keeps of a queue.
-pub(crate) struct QueueCore<T> {
+/// The queue in the manager.
+pub(crate) struct QueueObject<T> {
     /// Each with its place in the order.
     items: VecDeque<(u64, T)>,
     /// On their way to their receivers.
@@ -57,7 +60,7 @@ pub(crate) struct QueueCore<T> {
     is_closed: bool,
 }
 
-impl<T> QueueCore<T> {
+impl<T> QueueObject<T> {
     pub(crate) fn new(capacity: Option<usize>) -> Self {
         let (items, taken) = (VecDeque::new(), HashMap::new());
         Self { items, taken, last: 0, capacity, unfinished: 0, is_closed: false }
@@ -73,7 +76,7 @@ impl<T> QueueCore<T> {
     }
 }
 
-impl<T: Send + 'static> Waits for QueueCore<T> {
+impl<T: Send + 'static> Waits for QueueObject<T> {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if let Some(item) = self.taken.remove(&ticket)
             && end != End::Took
@@ -84,7 +87,7 @@ impl<T: Send + 'static> Waits for QueueCore<T> {
     }
 }
 
-fn put<T>(queue: &mut QueueCore<T>, item: &mut Option<(T,)>, now: Try) -> Poll<Result<Message>> {
+fn put<T>(queue: &mut QueueObject<T>, item: &mut Option<(T,)>, now: Try) -> Poll<Result<Message>> {
     if queue.is_closed {
         return Poll::Ready(Err(Error::closed("queue")));
     }
@@ -95,7 +98,7 @@ fn put<T>(queue: &mut QueueCore<T>, item: &mut Option<(T,)>, now: Try) -> Poll<R
     ready(&())
 }
 
-fn try_put<T>(queue: &mut QueueCore<T>, item: &mut Option<(T,)>) {
+fn try_put<T>(queue: &mut QueueObject<T>, item: &mut Option<(T,)>) {
     if let Some((item,)) = item.take() {
         queue.last += 1;
         queue.unfinished += 1;
@@ -103,7 +106,7 @@ fn try_put<T>(queue: &mut QueueCore<T>, item: &mut Option<(T,)>) {
     }
 }
 
-fn get<T: Serialize>(queue: &mut QueueCore<T>, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
+fn get<T: Serialize>(queue: &mut QueueObject<T>, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
     let Some(item) = queue.items.pop_front() else {
         return match (queue.is_over(), *may_wait) {
             (true, _) => Poll::Ready(Err(Error::closed("queue"))),
@@ -118,14 +121,14 @@ fn get<T: Serialize>(queue: &mut QueueCore<T>, may_wait: &mut Option<(bool,)>, n
     answer
 }
 
-fn join<T>(queue: &mut QueueCore<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Message>> {
+fn join<T>(queue: &mut QueueObject<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Message>> {
     if queue.unfinished == 0 { ready(&()) } else { Poll::Pending }
 }
 
 impl<T: Item> QueueProxy<T> {
     /// Appends an item. Waits while the queue is full.
     ///
-    /// Dropped while the queue is full, it puts nothing. Dropped later, the item has been put.
+    /// If the future is dropped while the queue is full, it puts nothing. If it is dropped later, the item has been put.
     ///
     /// # Errors
     /// `Closed` if the queue was closed; else as [`Proxy::call`]. The item is lost.
@@ -138,7 +141,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Full` if the queue is full; `Closed` if the queue was closed; else as [`Proxy::call`].
     pub async fn try_put(&self, item: T) -> Result<()> {
-        let put = |queue: &mut QueueCore<T>, item: T| {
+        let put = |queue: &mut QueueObject<T>, item: T| {
             if queue.is_closed {
                 return Err(Error::closed("queue"));
             }
@@ -153,7 +156,7 @@ impl<T: Item> QueueProxy<T> {
 
     /// Removes the first item and returns it. Waits while the queue is empty.
     ///
-    /// Dropped, it has removed nothing: an item that was on its way is the first again.
+    /// Cancel safe: a dropped future has removed nothing. An item that was on its way is the first again.
     ///
     /// # Errors
     /// `Closed` if the queue was closed and is empty; `Decode` if the item cannot be read, which stays the first; else as
@@ -170,7 +173,7 @@ impl<T: Item> QueueProxy<T> {
         self.0.wait_and_take(None, get::<T>, (false,)).await
     }
 
-    /// Like [`put`](Self::put), but gives up if the queue is full for `timeout`.
+    /// Puts an item as [`put`](Self::put), but gives up if the queue is full for `timeout`.
     ///
     /// The manager decides whether the item was in time, and this call waits for its answer. So it can take longer if the manager
     /// is stopped. Time is real time: see [Timeouts](crate#timeouts).
@@ -181,7 +184,7 @@ impl<T: Item> QueueProxy<T> {
         self.0.wait_and_take(Some(timeout), put::<T>, (item,)).await
     }
 
-    /// Like [`get`](Self::get), but gives up after `timeout`, and has removed nothing then.
+    /// Removes the first item as [`get`](Self::get), but gives up after `timeout`, and has removed nothing then.
     ///
     /// Time is real time: see [Timeouts](crate#timeouts).
     ///
@@ -196,7 +199,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn len(&self) -> Result<usize> {
-        self.0.call(|queue: &mut QueueCore<T>| queue.items.len(), ()).await
+        self.0.call(|queue: &mut QueueObject<T>| queue.items.len(), ()).await
     }
 
     /// Returns `true` if the queue has no items.
@@ -212,7 +215,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn is_full(&self) -> Result<bool> {
-        self.0.call(|queue: &mut QueueCore<T>| queue.is_full(), ()).await
+        self.0.call(|queue: &mut QueueObject<T>| queue.is_full(), ()).await
     }
 
     /// Closes the queue: from now on each `put` fails, and each `get` fails once the queue is empty.
@@ -220,7 +223,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn close(&self) -> Result<()> {
-        self.0.call(|queue: &mut QueueCore<T>| queue.is_closed = true, ()).await
+        self.0.call(|queue: &mut QueueObject<T>| queue.is_closed = true, ()).await
     }
 
     /// Marks an item as done, for [`join`](Self::join).
@@ -228,7 +231,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Other` if all items that were put are done already; else as [`Proxy::call`].
     pub async fn task_done(&self) -> Result<()> {
-        let done = |queue: &mut QueueCore<T>| -> Result<()> {
+        let done = |queue: &mut QueueObject<T>| -> Result<()> {
             let too_often = || Error::other("task_done was called more often than there were items");
             queue.unfinished = queue.unfinished.checked_sub(1).ok_or_else(too_often)?;
             Ok(())
@@ -236,7 +239,9 @@ impl<T: Item> QueueProxy<T> {
         self.0.call(done, ()).await?
     }
 
-    /// Waits until [`task_done`](Self::task_done) was called for each item that was ever put. Dropped, it leaves nothing behind.
+    /// Waits until [`task_done`](Self::task_done) was called for each item that was ever put.
+    ///
+    /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
     /// As [`Proxy::call`].

@@ -30,10 +30,10 @@ use serde::{Deserialize, Serialize};
 /// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct ValueProxy<T>(pub(crate) Proxy<ValueCore<T>>);
+pub struct ValueProxy<T>(pub(crate) Proxy<ValueObject<T>>);
 
-/// What the manager keeps of a value.
-pub(crate) struct ValueCore<T>(pub(crate) T);
+/// The value in the manager.
+pub(crate) struct ValueObject<T>(pub(crate) T);
 
 impl<T: Item> ValueProxy<T> {
     /// Returns a copy of the value.
@@ -49,7 +49,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn set(&self, value: T) -> Result<()> {
-        self.0.call(|one: &mut ValueCore<T>, value: T| one.0 = value, (value,)).await
+        self.0.call(|one: &mut ValueObject<T>, value: T| one.0 = value, (value,)).await
     }
 
     /// Replaces the value and returns the previous one.
@@ -57,7 +57,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn swap(&self, value: T) -> Result<T> {
-        self.0.call(|one: &mut ValueCore<T>, value: T| std::mem::replace(&mut one.0, value), (value,)).await
+        self.0.call(|one: &mut ValueObject<T>, value: T| std::mem::replace(&mut one.0, value), (value,)).await
     }
 
     /// Runs `f` on the value in the manager's process, as one step: no other call sees the value in between.
@@ -65,7 +65,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn update<F: Fn(&mut T) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
-        self.0.call(move |one: &mut ValueCore<T>| f(&mut one.0), ()).await
+        self.0.call(move |one: &mut ValueObject<T>| f(&mut one.0), ()).await
     }
 }
 
@@ -125,7 +125,7 @@ impl<T: Integer + Item> ValueProxy<T> {
 
     /// Replaces the value by what `f` makes of it and `other`, and returns the previous one.
     async fn fetch(&self, f: impl Fn(T, T) -> T + Copy + Send + 'static, other: T) -> Result<T> {
-        let fetch = move |one: &mut ValueCore<T>, other: T| {
+        let fetch = move |one: &mut ValueObject<T>, other: T| {
             let new = f(one.0, other);
             std::mem::replace(&mut one.0, new)
         };
@@ -138,7 +138,7 @@ impl<T: Integer + Item> ValueProxy<T> {
     /// # Errors
     /// The outer result: as [`Proxy::call`].
     pub async fn compare_exchange(&self, current: T, new: T) -> Result<Result<T, T>> {
-        let exchange = |one: &mut ValueCore<T>, current: T, new: T| match one.0 == current {
+        let exchange = |one: &mut ValueObject<T>, current: T, new: T| match one.0 == current {
             true => Ok(std::mem::replace(&mut one.0, new)),
             false => Err(one.0),
         };
@@ -171,10 +171,10 @@ impl<T: Integer + Item> ValueProxy<T> {
 /// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub struct ArrayProxy<T>(pub(crate) Proxy<ArrayCore<T>>);
+pub struct ArrayProxy<T>(pub(crate) Proxy<ArrayObject<T>>);
 
-/// What the manager keeps of an array.
-pub(crate) struct ArrayCore<T>(pub(crate) Box<[T]>);
+/// The array in the manager.
+pub(crate) struct ArrayObject<T>(pub(crate) Box<[T]>);
 
 impl<T: Item> ArrayProxy<T> {
     /// Returns a copy of the element at `index`, or `None` if `index` is out of bounds.
@@ -190,7 +190,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// `Other` if `index` is out of bounds; else as [`Proxy::call`].
     pub async fn set(&self, index: usize, value: T) -> Result<()> {
-        let set = |row: &mut ArrayCore<T>, index: usize, value: T| {
+        let set = |row: &mut ArrayObject<T>, index: usize, value: T| {
             let len = row.0.len();
             let element = row.0.get_mut(index);
             *element.ok_or_else(|| Error::other(format!("no element {index}: there are {len} elements")))? = value;
@@ -204,7 +204,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn len(&self) -> Result<usize> {
-        self.0.call(|row: &mut ArrayCore<T>| row.0.len(), ()).await
+        self.0.call(|row: &mut ArrayObject<T>| row.0.len(), ()).await
     }
 
     /// Returns `true` if the array has no elements.
@@ -228,7 +228,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn update<F: Fn(&mut [T]) -> R + Copy + Send + 'static, R: Item>(&self, f: F) -> Result<R> {
-        self.0.call(move |row: &mut ArrayCore<T>| f(&mut row.0), ()).await
+        self.0.call(move |row: &mut ArrayObject<T>| f(&mut row.0), ()).await
     }
 }
 

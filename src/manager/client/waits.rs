@@ -65,7 +65,7 @@ impl<T> Proxy<T> {
     }
 }
 
-/// Something that was got, and must be taken or given back. Dropped, it is given back.
+/// A result that must be taken or given back. Dropping it gives it back.
 pub(crate) struct Asked {
     handle: Arc<Handle>,
     /// The number of the request that asked; 0 once it is settled.
@@ -110,7 +110,7 @@ impl Asked {
         self.id
     }
 
-    /// What it brought is taken for good.
+    /// Its result is taken for good.
     pub(crate) fn take(mut self) {
         self.settle(messages::TOOK);
     }
@@ -132,9 +132,9 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manager::client::primitives::{ConditionCore, ConditionProxy, LockCore, LockProxy};
+    use crate::manager::client::primitives::{ConditionObject, ConditionProxy, LockObject, LockProxy};
     use crate::manager::client::proxy;
-    use crate::manager::client::queue::{QueueCore, QueueProxy};
+    use crate::manager::client::queue::{QueueObject, QueueProxy};
     use crate::manager::mock::{fill, linked, proxy};
     use crate::manager::wire::messages::RELEASE;
     use futures_util::FutureExt;
@@ -142,10 +142,10 @@ mod tests {
     #[tokio::test]
     async fn dropped_wait_is_never_made_if_unsent_and_given_back_if_sent() {
         let (link, mut manager) = linked();
-        let lock = LockProxy(proxy::<LockCore>(&link));
+        let lock = LockProxy(proxy::<LockObject>(&link));
         fill(&link);
         assert!(lock.acquire().now_or_never().is_none());
-        let queue = QueueProxy(proxy::<QueueCore<u32>>(&link));
+        let queue = QueueProxy(proxy::<QueueObject<u32>>(&link));
         let mut getting = Box::pin(queue.get());
         assert!((&mut getting).now_or_never().is_none());
         // There is room once some was read.
@@ -159,7 +159,7 @@ mod tests {
     async fn object_created_by_dropped_call_is_released() {
         let (link, mut manager) = linked();
         fill(&link);
-        let mut making = Box::pin(proxy::create(&link, LockCore::default, ()));
+        let mut making = Box::pin(proxy::create(&link, LockObject::default, ()));
         let (kind, id) = manager.next_while(&mut making).await;
         assert_eq!(kind, messages::CALL);
         drop(making);
@@ -170,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn condition_wait_that_is_never_sent_keeps_the_lock() {
         let (link, mut manager) = linked();
-        let condition = ConditionProxy(proxy::<ConditionCore>(&link));
+        let condition = ConditionProxy(proxy::<ConditionObject>(&link));
         let answer = async {
             let (kind, id) = manager.next().await;
             assert_eq!(kind, messages::WAIT);
@@ -189,7 +189,7 @@ mod tests {
     async fn put_timeout_sends_nothing_late_and_leaves_a_sent_put_to_the_manager() {
         let (link, mut manager) = linked();
         fill(&link);
-        let queue = QueueProxy(proxy::<QueueCore<u32>>(&link));
+        let queue = QueueProxy(proxy::<QueueObject<u32>>(&link));
         let error = queue.put_timeout(1, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
         let mut putting = Box::pin(queue.put_timeout(2, Duration::from_secs(1)));

@@ -209,7 +209,7 @@ mod tests {
     use crate::manager::client::handle::Handle;
     use crate::manager::client::namespace::{Names, Namespace};
     use crate::manager::client::proxy::{self, Proxy};
-    use crate::manager::client::queue::QueueCore;
+    use crate::manager::client::queue::QueueObject;
     use crate::manager::mock::{TestManager, test_manager};
     use crate::manager::wire::messages::Op;
     use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
@@ -222,7 +222,7 @@ mod tests {
     use std::time::Duration;
     use tokio::time::timeout;
 
-    /// Has answers refused that say what was made, one after the other like this.
+    /// Refuses answers with references, one after the other like this.
     fn refuse_made(test_manager: &TestManager, why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
         let mut why = why.into_iter();
         let is_begun = AtomicBool::new(false);
@@ -249,7 +249,7 @@ mod tests {
         is_let_go([ErrorKind::Io]).await;
     }
 
-    fn waits(_: &mut QueueCore<u32>, _: &mut Option<(u32,)>, _: Try) -> Poll<Result<Message>> {
+    fn waits(_: &mut QueueObject<u32>, _: &mut Option<(u32,)>, _: Try) -> Poll<Result<Message>> {
         Poll::Pending
     }
 

@@ -205,7 +205,7 @@ impl Job {
     fn finish(self: Box<Self>) {
         fault::point("manager.answer");
         let Self { frame: Frame { out, wait, .. }, reply_to, .. } = *self;
-        // What it kept is the user's.
+        // The captured values are the user's.
         survive(|| drop(wait));
         if let Some(connection) = reply_to {
             connection.reply(out);

@@ -296,14 +296,14 @@ impl Server {
             }
             Event::Request(open, request) => {
                 let connection = open.client.clone();
-                // What is next is taken only when this one has its place, for another thread may take it.
+                // The next request is taken only when this one has its place, for another thread may take it.
                 let job = request.map_or(Ok(None), |request| self.take_request(&connection, request).map(Some));
                 match job {
                     Ok(Some(job)) => {
                         self.poller.put_back(open);
                         job.into_iter().for_each(|job| self.work(job));
                     }
-                    // Closed; or a request was lost, and then so is whoever waits for its answer: better they know.
+                    // Closed; or a request was lost, and with it the answer: the connection ends, so that its caller gets an error.
                     Ok(None) => self.lose(&connection),
                     Err(error) => {
                         tracing::warn!(%error, "a client of the manager is cut off");

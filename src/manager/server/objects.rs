@@ -45,7 +45,7 @@ impl<J> Object<J> {
         Some(job)
     }
 
-    /// Whether no job waits for the turn, so that the one that has it may keep it.
+    /// Returns `true` if no job waits for the turn, so that its holder may keep it.
     pub(crate) fn is_nobody_waiting(&self) -> bool {
         lock(&self.turn).waiting.is_empty()
     }
@@ -191,13 +191,13 @@ impl<J: Send + 'static> Objects<J> {
         self.release(held.into_iter().flatten().map(|number| (number, 1)));
     }
 
-    /// Whether [`collect`](Self::collect) might find something.
+    /// Returns `true` if [`collect`](Self::collect) might find something.
     pub(crate) fn may_have_circles(&self) -> bool {
         let state = lock(&self.0);
         state.has_lost_holders || state.is_only_in_hand
     }
 
-    /// Whether it might, apart from what running calls use.
+    /// Returns `true` if it might, apart from objects that running calls use.
     pub(crate) fn has_lost_holders(&self) -> bool {
         lock(&self.0).has_lost_holders
     }

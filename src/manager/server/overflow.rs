@@ -45,7 +45,7 @@ impl Overflow {
         Ok(())
     }
 
-    /// Whether a leader waits for a thread.
+    /// Returns `true` if a leader waits for a thread.
     pub(crate) fn is_short(&self) -> bool {
         self.is_short.load(Relaxed)
     }

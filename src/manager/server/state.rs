@@ -1,4 +1,4 @@
-//! What a manager consists of, and what goes through it: clients, jobs, events.
+//! The state of a manager: clients, jobs, events.
 
 use super::faults::Faults;
 use super::objects::{Counts, Lease, Object, Objects};
@@ -71,7 +71,7 @@ pub(crate) struct Job {
 
 pub(crate) enum Next {
     Run(Op),
-    /// What a waiting operation brought, or still waits for, is taken or given back.
+    /// The result of a waiting operation is taken or given back, or the operation is cancelled.
     Settle(Ticket, End),
     /// The time of a waiting operation is over.
     Expire(Ticket),

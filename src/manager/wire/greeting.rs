@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 /// Names one server in the world.
 pub(crate) type Id = (u64, u64);
 
-/// What a server is started with.
+/// The arguments of a server.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct Setup {
     pub(crate) id: Id,

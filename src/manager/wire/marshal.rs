@@ -41,7 +41,7 @@ pub(crate) trait End: Any + Send + Sync {
     fn carries_descriptors(&self) -> bool;
     /// Lets a handle of `object` leave as a reference, which came to this process by `link`. False if the other end could not take it.
     fn give(&self, manager: Id, object: u64, link: *const ()) -> bool;
-    /// Whether a reference that has arrived counts, which is held for its message from then on.
+    /// Returns `true` if a reference that has arrived counts; it is held for its message from then on.
     fn accept(&self, object: u64) -> bool;
     /// Holds an accepted reference once more.
     fn hold(&self, object: u64);
@@ -49,7 +49,7 @@ pub(crate) trait End: Any + Send + Sync {
     fn release(&self, object: u64);
 }
 
-/// What the handles in one message are marshalled with.
+/// The context in which the handles of one message are marshalled.
 #[derive(Default)]
 pub(crate) struct Marshal {
     pub(crate) end: Option<Arc<dyn End>>,
@@ -92,7 +92,7 @@ impl Marshal {
     }
 }
 
-/// Lets a handle leave as a reference. If it does not, it may leave under a lease, or there is an error that says why not.
+/// Lets a handle leave as a reference. If it does not, it may leave under a lease, or there is an error with the reason.
 pub(crate) fn leave(
     manager: Id,
     object: u64,

@@ -63,7 +63,7 @@ pub(crate) const NAMES: u64 = 1;
 /// The owner of handles that are counted by their connection, and not by the object of the manager that they are part of.
 pub(crate) const CONNECTION: u64 = u64::MAX;
 
-/// What travels as serde has it, whatever its type, so that a borrowed value can be read as an owned one.
+/// A value that is sent in serde's form for all types, so that a borrowed value can be read as an owned one.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Lend<A: ?Sized>(pub(crate) A);
 

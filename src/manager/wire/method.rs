@@ -181,7 +181,7 @@ pub(crate) struct Attempt {
     pub(crate) is_late: bool,
     /// How what it brings is settled.
     pub(crate) settle: Option<Settle>,
-    /// What is left of its arguments, since the first try.
+    /// The rest of its arguments, since the first try.
     kept: Option<Box<dyn Any + Send>>,
 }
 
@@ -221,7 +221,7 @@ thread_local! {
 /// The input and output of an entry.
 pub(crate) struct Frame {
     fingerprint: u64,
-    /// What is called, or was made.
+    /// The object that is called, or was made.
     pub(crate) object: Option<Box<dyn Any + Send>>,
     /// The arguments are part of it.
     pub(crate) reader: Reader,
@@ -246,7 +246,7 @@ where
 
     fn enter(f: F, frame: &mut dyn Any) {
         let Some(frame) = frame.downcast_mut::<Frame>() else { return };
-        // What it makes would take the place of the object that the request names, whoever holds that.
+        // Its new object would replace the one that the request names, for all holders.
         if frame.object.is_some() || frame.wait.is_some() {
             frame.result = Some(Err(Error::new(ErrorKind::Decode, "a function that makes objects is called on one")));
             return;
@@ -288,7 +288,7 @@ where
             if F::SETTLE.is_none() {
                 return f.invoke(object, &mut args, &mut frame.wait, &mut frame.out);
             }
-            // What is left of the arguments is the user's, and so is its drop, which may panic by itself.
+            // The rest of the arguments is the user's; its drop may panic.
             let invoked = catch_panic(|| f.invoke(object, &mut args, &mut frame.wait, &mut frame.out));
             match &mut frame.wait {
                 Some(wait) if wait.has_to_wait => wait.kept = Some(Box::new(args)),

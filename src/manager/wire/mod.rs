@@ -1,4 +1,4 @@
-//! What both sides use: transports, messages, the dispatch table, handle marshalling. It uses neither side.
+//! The parts that both sides use: transports, messages, the dispatch table, handle marshalling. It uses neither side.
 
 pub(crate) mod greeting;
 pub(crate) mod local;

@@ -1,6 +1,6 @@
 //! Admission to a pipe: a message is begun only when what is under way leaves room for it, so that none waits once begun.
 //!
-//! What must not wait (a release, the answer to a request that was begun) goes in any case, beyond the limit; so how much can
+//! Messages that must not wait (a release, the answer to a request that was begun) are sent in any case, beyond the limit; so how much can
 //! be under way is bounded by the limit and by what was begun.
 
 use crate::channel::Sender;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 const MOST: usize = 1 << 20;
 /// Sizes that are kept, beyond which it is asked which messages were taken.
 const KEPT: usize = 256;
-/// What a message counts as beyond its bytes, and one with descriptors, of which a socket holds few.
+/// The weight of a message beyond its bytes, and of one with descriptors, of which a socket holds few.
 const HEAD: usize = 32;
 const WITH_DESCRIPTORS: usize = MOST / 64;
 
@@ -31,7 +31,7 @@ impl Outlet {
         Self { sender: sender.beyond_limit(), sizes: VecDeque::new(), sum: 0 }
     }
 
-    /// Whether something may be begun. If not, [`room`](Self::room) signals when to ask again.
+    /// Returns `true` if something may be begun. If not, [`room`](Self::room) signals when to ask again.
     pub(crate) fn has_room(&mut self) -> bool {
         if self.sum >= MOST {
             self.forget_taken();

@@ -3,7 +3,7 @@
 //! A call is begun when its pipe has room for it. One that waits for room has sent nothing, and holds nobody up: all that wait
 //! are woken, and each that is polled tries. A message that must not wait, such as the release of a handle, may exceed the limit.
 //!
-//! Memory of a pipe that is found damaged ends the connection: calls that wait get an error that says so, and nothing is tried
+//! Memory of a pipe that is found damaged ends the connection: waiting calls get an error that names the damage, and nothing is tried
 //! again. So does a lack of memory for what must arrive: the manager then lets go of all that its client holds. Descriptors
 //! that the kernel does not take now are tried again after a while, and what was posted after them follows.
 //!
@@ -55,7 +55,7 @@ pub(crate) struct Pipe {
     changed: Changed,
 }
 
-/// What came of sending messages.
+/// The outcome of sending messages.
 enum Flushed {
     /// All, and whether the other end had to be woken for the last one.
     All(bool),
@@ -96,7 +96,7 @@ impl Pipe {
         })?;
         let pipe = Self::new(tx, rx, true, changed);
         pipe.receiver.wait_queue().set_own_doorbell(Arc::new(doorbell));
-        // Outside of a runtime: whoever waits first will listen.
+        // Outside of a runtime: the first waiting call will listen.
         let _ = pipe.receiver.listen();
         Ok(pipe)
     }
@@ -318,13 +318,13 @@ impl Transport for Pipe {
     fn press(&self) {
         for _ in 0..PRESSES {
             self.send_rest();
-            // What another thread has in its hand is neither there nor in the pipe.
+            // A message that another thread is sending is neither there nor in the pipe.
             let in_hand = lock(&self.outlet);
             let is_done = !self.has_unsent();
             drop(in_hand);
             self.shut_if_ended();
             if is_done {
-                // What came meanwhile found the outlet taken.
+                // Messages that came meanwhile found the outlet taken.
                 return self.send_rest();
             }
             thread::sleep(PAUSE);
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn press_returns_when_what_was_posted_beside_another_sender_is_in_the_pipe() {
+    async fn press_returns_when_messages_posted_beside_another_sender_are_in_the_pipe() {
         let [client, manager] = connected();
         let sending = lock(&client.outlet);
         client.post(message());

@@ -64,7 +64,7 @@ impl ReadyMap {
         Ok(Self { bits, asleep, doorbell: Arc::new(eventfd::create()?) })
     }
 
-    /// What [`Ready::open`] takes.
+    /// Returns the descriptors for [`Ready::open`].
     pub(crate) fn fds(&self) -> [Attachment; 3] {
         [self.bits.fd(), self.asleep.fd(), &self.doorbell].map(|fd| Attachment::Shared(fd.clone()))
     }
@@ -122,7 +122,7 @@ impl Ready {
         fault::point("manager.marked");
         let is_asleep = self.asleep.load(0) != 0;
         if is_asleep {
-            eventfd::ring(self.doorbell.as_fd());
+            eventfd::notify(self.doorbell.as_fd());
         }
         is_asleep
     }

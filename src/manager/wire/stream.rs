@@ -1,7 +1,7 @@
 //! The transport between programs that share no memory: a byte stream.
 //!
-//! What can go out at once does; a task of the runtime that the connection was made in sends the rest, and another receives.
-//! It receives one message and waits until that is taken, so whoever takes none holds the other end up.
+//! Messages are sent at once as far as possible; a task of the runtime that the connection was made in sends the rest, and another receives.
+//! It receives one message and waits until that is taken, so a side that takes none delays the other end.
 
 use super::transport::{Changed, Transport};
 use crate::connection::{ByteConnection, ByteReceiver, ByteSender};

@@ -13,17 +13,17 @@ use std::sync::Arc;
 pub(crate) type Changed = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) trait Transport: Send + Sync {
-    /// Whether descriptors can ride on a message. If so, both ends are of one family.
+    /// Returns `true` if a message can have descriptors. If so, both ends are of one family.
     fn carries_descriptors(&self) -> bool {
         true
     }
 
-    /// Whether the client is part of the manager's process, where the object that a handle is part of counts it.
+    /// Returns `true` if the client is part of the manager's process, where the object that a handle is part of counts it.
     fn is_inside(&self) -> bool {
         false
     }
 
-    /// Whether something may be begun. If not, and [`arm`](Self::arm) was called, the change is signalled.
+    /// Returns `true` if something may be begun. If not, and [`arm`](Self::arm) was called, the change is signalled.
     fn has_room(&self) -> bool {
         true
     }
@@ -46,12 +46,12 @@ pub(crate) trait Transport: Send + Sync {
         None
     }
 
-    /// Whether [`recv`](Self::recv) would yield something.
+    /// Returns `true` if [`recv`](Self::recv) would yield something.
     fn has_message(&self) -> bool {
         true
     }
 
-    /// Whether [`recv`](Self::recv) will come to the end without anybody's doing.
+    /// Returns `true` if [`recv`](Self::recv) will come to the end by itself.
     fn has_hung_up(&self) -> bool {
         false
     }

@@ -58,7 +58,7 @@ pub(crate) fn settle<T: Waits>(object: &mut (dyn Any + Send), ticket: Ticket, en
     }
 }
 
-/// What a waiting operation answers.
+/// The answer of a waiting operation.
 pub(crate) fn ready<R: Serialize>(value: &R) -> Poll<Result<Message>> {
     Poll::Ready(lent(value))
 }

@@ -1193,7 +1193,7 @@ mod depth {
     }
 
     #[test]
-    fn bytes_cannot_nest_deeper_than_they_say() {
+    fn bytes_cannot_nest_deeper_than_they_announce() {
         on_a_small_stack(|| {
             let mut bytes = vec![tag::SOME; 1 << 20];
             bytes[0] = VERSION;
