@@ -7,6 +7,11 @@
 //! cargo run --release -p multiprocess-heavy-examples --example log_aggregator -- generate 1024 access.log    # of 1 GiB
 //! cargo run --release -p multiprocess-heavy-examples --example log_aggregator -- access.log
 //! ```
+//!
+//! Measured by these two commands, on a machine with two CPUs and a load of some 20 beside it: 22 s to generate the GiB, and three runs of 21, 24 and 61 s to
+//! sum it up. No process of a run had more than 6.9 MiB (VmHWM), and all of them together 7.4 MiB (Pss); with 4 MiB of log it was 6.4 MiB each.
+//! `MIB=1024 cargo test --release -p multiprocess-heavy-examples --test four_programs` compares the sums of a GiB with those of `rayon`, while workers are
+//! killed.
 
 use futures::{StreamExt, TryStreamExt};
 use multiprocess::{self as mp, Pool, Retry};
