@@ -6,7 +6,7 @@ use std::io;
 
 #[cfg(not(test))]
 #[derive(Default)]
-pub(crate) struct Faults;
+pub(crate) struct Faults {}
 
 #[cfg(not(test))]
 impl Faults {
