@@ -52,24 +52,28 @@ struct Holds {
 }
 
 trait Large: Serialize + DeserializeOwned + Send + Sync + 'static {
-    fn make() -> Self;
+    fn of(mib: usize) -> Self;
+
+    fn make() -> Self {
+        Self::of(LARGE)
+    }
 }
 
 impl Large for (i32, Vec<u8>) {
-    fn make() -> Self {
-        (1, vec![1; LARGE * MIB])
+    fn of(mib: usize) -> Self {
+        (1, vec![1; mib * MIB])
     }
 }
 
 impl Large for Vec<f64> {
-    fn make() -> Self {
-        vec![1.0; LARGE * MIB / 8]
+    fn of(mib: usize) -> Self {
+        vec![1.0; mib * MIB / 8]
     }
 }
 
 impl Large for Holds {
-    fn make() -> Self {
-        Self { id: 1, samples: Large::make() }
+    fn of(mib: usize) -> Self {
+        Self { id: 1, samples: Large::of(mib) }
     }
 }
 
@@ -184,6 +188,11 @@ async fn check_peaks_of<T: Large>() -> mp::Result<()> {
     at_most("put", Process::spawn(put::<T>, (queue.clone(),))?.join().await??, 1);
     // The value itself is one of the two.
     at_most("get", Process::spawn(get::<T>, (queue,))?.join().await??, 2);
+    // Its memory stays in the queue when another item lies behind it.
+    let queue = Queue::<T>::unbounded()?;
+    Process::spawn(put::<T>, (queue.clone(),))?.join().await??;
+    queue.try_put(T::of(0)).map_err(mp::Error::other)?;
+    at_most("get with another item behind", Process::spawn(get::<T>, (queue,))?.join().await??, 2);
     at_most("send", Process::spawn(send::<T>, (mp::simplex()?,))?.join().await??, 1);
     let [argument, taken, result] = Process::spawn(through_a_process::<T>, ())?.join().await??;
     at_most("argument of a process", argument, 1);
@@ -347,5 +356,44 @@ async fn receiver_at_its_memory_limit_takes_an_item_of_less_than_half_of_it() ->
         queue.put(item).await.map_err(mp::Error::other)?;
     }
     assert_eq!(Process::spawn(get_within_a_limit, (queue,))?.join().await??, LARGE * MIB);
+    Ok(())
+}
+
+fn bytes_of(len: usize) -> Vec<u8> {
+    vec![1; len]
+}
+
+fn numbers_of(len: usize) -> (i32, Vec<f64>) {
+    (1, vec![1.0; len / 8])
+}
+
+/// Prints how long results of 1 and 2 GiB take from a pool, and from a process. By hand: `--ignored --nocapture`.
+#[tokio::test]
+#[ignore = "it takes 10 GiB of memory, and prints times"]
+async fn huge_results_of_a_pool_and_of_a_process() -> mp::Result<()> {
+    let _deadline = Deadline::after(Duration::from_secs(500));
+    if !has_memory(12 << 10) {
+        return Ok(());
+    }
+    for len in [1 << 30, 2 << 30] {
+        let pool = Pool::new(1)?;
+        pool.apply(nothing, ()).await?;
+        for round in 0..2 {
+            let mut times = Vec::new();
+            let mut timed = |start: std::time::Instant, got: usize| {
+                assert_eq!(got, len);
+                times.push(start.elapsed().as_secs_f64());
+            };
+            let start = std::time::Instant::now();
+            timed(start, Process::spawn(bytes_of, (len,))?.join().await?.len());
+            let start = std::time::Instant::now();
+            timed(start, pool.apply(bytes_of, (len,)).await?.len());
+            let start = std::time::Instant::now();
+            timed(start, Process::spawn(numbers_of, (len,))?.join().await?.1.len() * 8);
+            let start = std::time::Instant::now();
+            timed(start, pool.apply(numbers_of, (len,)).await?.1.len() * 8);
+            println!("{} MiB, round {round}: process, pool by bytes, then with numbers: {times:.2?} s", len / MIB);
+        }
+    }
     Ok(())
 }

@@ -329,6 +329,11 @@ impl Bytes for Extent {
     fn read(&self, at: usize, len: usize, to: &mut Vec<u8>) {
         view::append(&self.map, segment::HEAD_LEN as usize + at, len, to);
     }
+
+    #[cfg(not(multiprocess_loom))]
+    fn read_numbers<N: bytemuck::Pod>(&self, at: usize, len: usize, to: &mut Vec<N>) {
+        view::append(&self.map, segment::HEAD_LEN as usize + at, len, to);
+    }
 }
 
 impl Extent {

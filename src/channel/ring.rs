@@ -58,7 +58,8 @@ use crate::shm::region::Members as Family;
 use crate::shm::region::Region;
 use crate::shm::robust_lock::{RobustLock, Taken};
 use crate::wait::sleepers;
-use crate::wire::{self, Buffer, Payload};
+use crate::wire::{Buffer, Payload, Source};
+use bytemuck::Pod;
 use std::io;
 use std::os::fd::OwnedFd;
 #[cfg(not(multiprocess_loom))]
@@ -220,22 +221,28 @@ impl Collect for Unread {
     fn collect(&mut self, _: &Segment<'_, Extent>, _: Mark, _: RecordHead) {}
 }
 
-/// Numbers are read through a buffer that stays in the cache: so many bytes at a time, which are whole numbers.
-const NUMBERS: usize = 32 << 10;
-
 impl Collect for Buffer {
     fn collect(&mut self, segment: &Segment<'_, Extent>, head: Mark, record: RecordHead) {
-        let numbers = match self {
-            Self::Bytes(bytes) => return segment.read_payload(head, record, bytes),
-            Self::Numbers(numbers) => numbers,
-        };
-        let (len, mut piece) = (record.len as usize, wire::spare());
-        for skip in (0..len).step_by(NUMBERS) {
-            piece.clear();
-            segment.read_part(head, record, skip, NUMBERS.min(len - skip), &mut piece);
-            numbers.append(&piece);
-        }
-        wire::keep(piece);
+        self.receive(&Shared { segment, head, record });
+    }
+}
+
+/// What a record carries, where it is shared.
+struct Shared<'a> {
+    segment: &'a Segment<'a, Extent>,
+    head: Mark,
+    record: RecordHead,
+}
+
+impl Source for Shared<'_> {
+    fn len(&self) -> usize {
+        self.record.len as usize
+    }
+    fn append(&self, skip: usize, len: usize, to: &mut Vec<u8>) {
+        self.segment.read_part(self.head, self.record, skip, len, to);
+    }
+    fn append_numbers<N: Pod>(&self, skip: usize, len: usize, to: &mut Vec<N>) {
+        self.segment.read_numbers(self.head, self.record, skip, len, to);
     }
 }
 

@@ -42,6 +42,7 @@
 //! No await point.
 
 use crate::shm::atomic::AtomicU64;
+use bytemuck::Pod;
 use std::sync::atomic::Ordering::*;
 
 /// Words of a segment's head, apart so that the two sides share no cache line.
@@ -87,6 +88,12 @@ pub(super) trait Bytes {
     fn word(&self, at: usize) -> u64;
     /// Appends `len` bytes to `to`.
     fn read(&self, at: usize, len: usize, to: &mut Vec<u8>);
+    /// The same of bytes that are whole numbers.
+    fn read_numbers<N: Pod>(&self, at: usize, len: usize, to: &mut Vec<N>) {
+        let mut bytes = Vec::new();
+        self.read(at, len, &mut bytes);
+        to.extend(bytes.chunks_exact(size_of::<N>()).map(bytemuck::pod_read_unaligned::<N>));
+    }
 }
 
 /// The header before each record: its length, the number of its descriptors, and the number under which they were sent.
@@ -345,6 +352,30 @@ impl<B: Bytes> Segment<'_, B> {
     pub(super) fn read_part(&self, head: Mark, record: RecordHead, skip: usize, len: usize, to: &mut Vec<u8>) {
         let (position, before) = record.payload(head.position);
         self.read(position, before + skip, len, to);
+    }
+
+    /// [`read_part`](Self::read_part) of bytes that are whole numbers.
+    pub(super) fn read_numbers<N: Pod>(
+        &self,
+        head: Mark,
+        record: RecordHead,
+        skip: usize,
+        len: usize,
+        to: &mut Vec<N>,
+    ) {
+        let (position, before) = record.payload(head.position);
+        let size = self.capacity as usize * UNIT;
+        let at = (self.offset(position) as usize * UNIT + before + skip) & (size - 1);
+        // Those that lie around the end, one of them perhaps on both sides of it.
+        let first = if at + len <= size { len } else { (size - at) / size_of::<N>() * size_of::<N>() };
+        self.bytes.read_numbers(at, first, to);
+        if first < len {
+            let (mut number, width) = (Vec::new(), size_of::<N>());
+            self.read_part(head, record, skip + first, width, &mut number);
+            to.extend(bytemuck::try_pod_read_unaligned::<N>(&number));
+            let at = (at + first + width) & (size - 1);
+            self.bytes.read_numbers(at, len - first - width, to);
+        }
     }
 
     /// The commit of a get.

@@ -3,7 +3,7 @@
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::io;
 
-/// Stacks up to this size are asked for without a rehearsal.
+/// A stack of this size is mapped where less is asked for, if it can be.
 const USUAL: usize = 8 << 20;
 /// So many times the stack that is asked for is mapped, up to the usual size, for calls that soon ask for as much again.
 const AHEAD: usize = 8;
@@ -15,11 +15,12 @@ pub(crate) fn with_room<R>(bytes: usize, deep: impl FnOnce() -> R) -> io::Result
     if stacker::remaining_stack().is_some_and(|left| left >= bytes) {
         return Ok(deep());
     }
-    if bytes > USUAL {
-        rehearse(bytes)?;
-    }
-    let ahead = bytes.saturating_mul(AHEAD).min(USUAL);
-    Ok(stacker::grow(bytes.max(ahead), deep))
+    let ahead = bytes.saturating_mul(AHEAD).min(USUAL).max(bytes);
+    let size = match rehearse(ahead) {
+        Ok(()) => ahead,
+        Err(_) => rehearse(bytes).map(|()| bytes)?,
+    };
+    Ok(stacker::grow(size, deep))
 }
 
 /// Whether so much memory can be mapped: `stacker` would panic if not.

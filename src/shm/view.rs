@@ -37,17 +37,21 @@ pub(crate) fn word(map: &Map, at: usize) -> u64 {
     words(map)[at / 8].load(std::sync::atomic::Ordering::Relaxed)
 }
 
-/// Appends the `len` bytes at `at` to `to`.
+/// Appends the `len` bytes at `at` to `to`: whole numbers.
 ///
 /// # Panics
-/// If the range is not inside the map: a bug of this crate, never caused by received bytes.
-pub(crate) fn append(map: &Map, at: usize, len: usize, to: &mut Vec<u8>) {
+/// If the range is not inside the map, or no whole numbers: a bug of this crate, never caused by received bytes.
+pub(crate) fn append<N: bytemuck::Pod>(map: &Map, at: usize, len: usize, to: &mut Vec<N>) {
     assert!(at.checked_add(len).is_some_and(|end| end <= map.len()));
-    to.reserve_exact(len);
-    // SAFETY: the range lies in the map; the vector has room for `len` more bytes, all written before `set_len`.
+    let count = len / size_of::<N>();
+    assert!(count * size_of::<N>() == len);
+    to.reserve_exact(count);
+    // SAFETY: the range lies in the map; the vector has room for `count` more elements, which are `len` bytes, all written before
+    // `set_len`. Any bytes are an `N`.
     unsafe {
-        std::ptr::copy_nonoverlapping(map.start().as_ptr().add(at), to.as_mut_ptr().add(to.len()), len);
-        to.set_len(to.len() + len);
+        let end = to.as_mut_ptr().add(to.len()).cast::<u8>();
+        std::ptr::copy_nonoverlapping(map.start().as_ptr().add(at), end, len);
+        to.set_len(to.len() + count);
     }
 }
 

@@ -2,16 +2,17 @@
 //! others in a format of our own (`format`).
 
 use super::attach::{self, Attachment};
-use super::format;
+use super::buffers::{self, SPARE_LIMIT, keep, spare};
+use super::format::{self, Parted};
 use super::limits;
-use super::plain::{self, Numbers, Read, Seen};
+use super::list::{List, Source};
+use super::plain::{self, Read, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::memory;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::{Any, TypeId};
-use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
 /// A value made ready to leave, which goes on borrowing its payload where that is plain bytes.
@@ -30,21 +31,33 @@ pub(crate) struct Parcel {
 pub(crate) enum Buffer {
     Bytes(Vec<u8>),
     /// The value itself, which is numbers.
-    Numbers(Box<dyn Numbers>),
+    Numbers(List),
+    /// Of our own format: large lists, texts and bytes by themselves.
+    Parted(Parted),
 }
 
-/// From so many bytes on, numbers have no buffer beside them.
+/// From so many bytes on, numbers have no buffer beside them, and large parts of other values have none.
 pub(crate) const NUMBERS_FROM: usize = 64 << 10;
 
 impl Buffer {
     /// For a `T` of `len` bytes.
     pub(crate) fn of<T: 'static>(len: usize) -> Self {
-        if len >= NUMBERS_FROM
-            && let Some(numbers) = plain::numbers::<T>(len)
-        {
-            return Self::Numbers(numbers);
+        let numbers = if len >= NUMBERS_FROM { plain::numbers::<T>(len) } else { None };
+        match numbers {
+            Some(numbers) => Self::Numbers(numbers),
+            None if len >= NUMBERS_FROM && is_formatted::<T>() => Self::Parted(Parted::default()),
+            None if takes_buffer::<T>() => Self::Bytes(memory::with_room(Vec::new(), len)),
+            None => Self::Bytes(buffers::with_room(len)),
         }
-        Self::Bytes(memory::with_room(if takes_buffer::<T>() { Vec::new() } else { spare() }, len))
+    }
+
+    /// Takes in a message.
+    pub(crate) fn receive(&mut self, from: &impl Source) {
+        match self {
+            Self::Bytes(bytes) => from.append(0, from.len(), bytes),
+            Self::Numbers(numbers) => numbers.append(from, 0, from.len()),
+            Self::Parted(parted) => *parted = Parted::receive(from),
+        }
     }
 
     /// Decodes, as [`decode`].
@@ -52,10 +65,14 @@ impl Buffer {
         match self {
             Self::Bytes(bytes) => decode(Parcel { bytes, fds }),
             // They were made for this `T`.
-            Self::Numbers(numbers) => match numbers.into_any().downcast() {
-                Ok(value) => Ok(*value),
-                Err(_) => Err(unreadable::<T>("it was received as another type")),
-            },
+            Self::Numbers(mut numbers) => {
+                plain::of_numbers(&mut numbers).ok_or_else(|| unreadable::<T>("it was received as another type"))
+            }
+            Self::Parted(mut parted) => {
+                let value = attach::supply(fds, || format::from_parted(&mut parted));
+                parted.keep();
+                value.map_err(|error| unreadable::<T>(&error.to_string()).with_source(error))
+            }
         }
     }
 }
@@ -87,7 +104,13 @@ fn as_encoded<T: 'static>(value: &T) -> Option<&EncodedMessage> {
 /// So many bytes of a `T` are received through a buffer at most.
 #[inline]
 pub(crate) fn most_through_buffer<T: 'static>() -> usize {
-    if plain::are_numbers::<T>() { NUMBERS_FROM - 1 } else { usize::MAX }
+    if plain::are_numbers::<T>() || is_formatted::<T>() { NUMBERS_FROM - 1 } else { usize::MAX }
+}
+
+/// Whether a `T` travels in the format of our own.
+#[inline]
+fn is_formatted<T: 'static>() -> bool {
+    TypeId::of::<T>() != TypeId::of::<EncodedMessage>() && !plain::is_plain::<T>()
 }
 
 /// Returns `true` if values of `T` take over the buffer they arrive in.
@@ -149,14 +172,6 @@ fn unwritable<T>(why: String) -> Error {
     Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {why}"))
 }
 
-thread_local! {
-    /// A buffer to write the next message into.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-/// Buffers that have grown beyond this are not kept.
-const SPARE_LIMIT: usize = 64 << 10;
-
 /// Values that take as many bytes in a message are dropped as soon as they can be.
 const LARGE: usize = 1 << 20;
 
@@ -190,21 +205,6 @@ impl Payload<'_> {
             Self::Borrowed(bytes) => Payload::Borrowed(bytes),
             Self::Discardable(bytes) => Payload::Discardable(bytes),
         }
-    }
-}
-
-/// An empty buffer, perhaps with room.
-pub(crate) fn spare() -> Vec<u8> {
-    // At the end of a thread, where a value that goes may still send, there is none.
-    SPARE.try_with(Cell::take).unwrap_or_default()
-}
-
-/// Gives a buffer back for the next message.
-pub(crate) fn keep(mut buffer: Vec<u8>) {
-    // One without room must not replace one that has some.
-    if (1..=SPARE_LIMIT).contains(&buffer.capacity()) {
-        buffer.clear();
-        let _ = SPARE.try_with(|spare| spare.set(buffer));
     }
 }
 

@@ -5,16 +5,20 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod attach;
+mod buffers;
 mod encode;
 mod format;
 pub(crate) mod frame;
 mod limits;
+mod list;
 mod plain;
 
 pub(crate) use attach::Attachment;
 pub use attach::Fd;
+pub(crate) use buffers::{keep, spare};
 pub(crate) use encode::{
     Buffer, EncodedMessage, Message, Parcel, Payload, append, as_plain, decode, decode_bytes, encode, encode_by_serde,
-    from_bytes, keep, most_through_buffer, needs_memory, needs_memory_beside_buffer, spare, takes_buffer, to_bytes,
+    from_bytes, most_through_buffer, needs_memory, needs_memory_beside_buffer, takes_buffer, to_bytes,
 };
 pub use limits::{Deep, with_depth_limit, with_depth_limit_async};
+pub(crate) use list::Source;

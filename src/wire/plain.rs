@@ -4,7 +4,7 @@
 //! serde walks a `Vec<u8>` or `[f64; 8]` element by element. The form of a message is determined by its type alone, and the
 //! comparisons of types below are settled when the program is compiled.
 
-use crate::os::memory;
+use super::list::List;
 use bytes::Bytes;
 use std::any::{Any, TypeId};
 
@@ -176,48 +176,50 @@ pub(crate) fn bytes<T: 'static>(value: &T) -> Option<&[u8]> {
 /// Returns `true` if values of `T` take over the buffer they arrive in.
 #[inline]
 pub(super) fn takes_buffer<T: 'static>() -> bool {
+    takes_buffer_if_plain::<T>().unwrap_or(false)
+}
+
+/// Whether `T` is plain.
+#[inline]
+pub(super) fn is_plain<T: 'static>() -> bool {
+    takes_buffer_if_plain::<T>().is_some()
+}
+
+#[inline]
+fn takes_buffer_if_plain<T: 'static>() -> Option<bool> {
     macro_rules! case {
         ($plain:ty) => {
             if const { may_be::<T, $plain>() } {
                 if TypeId::of::<T>() == TypeId::of::<$plain>() || TypeId::of::<T>() == TypeId::of::<($plain,)>() {
-                    return <$plain as Plain>::TAKES_BUFFER;
+                    return Some(<$plain as Plain>::TAKES_BUFFER);
                 }
             }
         };
     }
     each_plain!(case);
-    false
-}
-
-/// A list of numbers on its way in: bytes are appended as they come, so that there is no buffer beside it.
-pub(crate) trait Numbers: Send {
-    /// Appends whole numbers.
-    fn append(&mut self, bytes: &[u8]);
-    fn into_any(self: Box<Self>) -> Box<dyn Any>;
-}
-
-impl<N: bytemuck::Pod + Send> Numbers for Vec<N> {
-    fn append(&mut self, bytes: &[u8]) {
-        match bytemuck::try_cast_slice(bytes) {
-            Ok(numbers) => self.extend_from_slice(numbers),
-            Err(_) => self.extend(bytes.chunks_exact(size_of::<N>()).map(bytemuck::pod_read_unaligned::<N>)),
-        }
-    }
-
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
-    }
+    None
 }
 
 /// Room for a `T` of `len` bytes, if it is a list of numbers.
-pub(crate) fn numbers<T: 'static>(len: usize) -> Option<Box<dyn Numbers>> {
+pub(crate) fn numbers<T: 'static>(len: usize) -> Option<List> {
     macro_rules! cases {
         ($($number:ty)*) => {$(
-            if const { may_be::<T, Vec<$number>>() }
-                && TypeId::of::<T>() == TypeId::of::<Vec<$number>>()
-                && len.is_multiple_of(size_of::<$number>())
-            {
-                return Some(Box::new(memory::with_room::<$number>(Vec::new(), len / size_of::<$number>())));
+            if const { may_be::<T, Vec<$number>>() } && TypeId::of::<T>() == TypeId::of::<Vec<$number>>() {
+                return List::with_room(size_of::<$number>(), len);
+            }
+        )*};
+    }
+    cases!(i8 u16 i16 u32 i32 u64 i64 usize isize f32 f64);
+    None
+}
+
+/// The `T` that these [`numbers`] are.
+pub(crate) fn of_numbers<T: 'static>(numbers: &mut List) -> Option<T> {
+    macro_rules! cases {
+        ($($number:ty)*) => {$(
+            if const { may_be::<T, Vec<$number>>() } && TypeId::of::<T>() == TypeId::of::<Vec<$number>>() {
+                let mut list = numbers.take::<$number>();
+                return (&mut list as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take);
             }
         )*};
     }

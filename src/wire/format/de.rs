@@ -1,13 +1,17 @@
 //! Reading a value.
 
 use super::names::WIDE;
+use super::parts::{self, Apart, Parted};
 use super::row_reader::{Asked, RowReader};
 use super::rows::{self, Layout};
-use super::run::{self, Arrays, MOST_OPTIONS, all_taken, one_less};
+use super::run::{self, Arrays, MOST_OPTIONS, Run, all_taken, one_less};
 use super::visitors::{is_buffer, is_derived};
-use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, no_stack, tag};
+use super::{
+    Error, HAS_PARTS, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, no_stack, tag,
+};
 use crate::os::{identity, stack};
 use crate::wire::limits::DEEPEST;
+use crate::wire::list::List;
 use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer};
 use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess,
@@ -18,25 +22,47 @@ use std::cell::Cell;
 
 /// The value that `message` is. It may borrow from it.
 pub(crate) fn from_slice<'de, T: Deserialize<'de>>(message: &'de [u8]) -> Result<T> {
+    read(message, &mut [])
+}
+
+/// The same for a message whose large parts are by themselves. The value takes them over where it can.
+pub(crate) fn from_parted<'de, T: Deserialize<'de>>(message: &'de mut Parted) -> Result<T> {
+    read(&message.rest, &mut message.apart)
+}
+
+fn read<'de, T: Deserialize<'de>>(message: &'de [u8], apart: &'de mut [Apart]) -> Result<T> {
     let (&head, rest) = message.split_first().ok_or_else(|| Error::new("the message is empty"))?;
-    if head & !(HAS_TABLE | IS_DEEP) != VERSION {
+    if head & !(HAS_TABLE | IS_DEEP | HAS_PARTS) != VERSION {
         return fail("the message is of another version of the format");
     }
     let mut reader = Reader::<false>::new(rest);
-    reader.take_trailer(message.len(), head)?;
-    let value = match reader.depth {
-        SHALLOW if size_of::<T>() <= LARGE => T::deserialize(&mut reader),
-        SHALLOW => reader.with_room(|reader| T::deserialize(reader)),
-        depth => {
-            // Where serde's own buffer is read, the values in it are not seen here. They may be as large as the whole.
-            let of_values = (depth as usize).saturating_mul(stack_of_value::<T>()).min(MOST_STACK_OF_VALUES);
-            let room = STACK_TO_GO_ON + depth as usize * STACK_OF_LEVEL + of_values;
-            stack::with_room(room, || T::deserialize(&mut reader)).unwrap_or_else(no_stack)
+    let others = reader.take_trailer(message.len(), head, apart)?;
+    let (flat, depth) = (is_flat(reader.rest), reader.depth);
+    let value = match depth {
+        SHALLOW if size_of::<T>() <= LARGE && (flat || others <= SMALL) => T::deserialize(&mut reader),
+        _ => {
+            let levels = if depth == SHALLOW { stack_of_value::<T>() } else { stack_of_levels::<T>(depth) };
+            let least = STACK_TO_GO_ON.saturating_add(levels);
+            // In a `Box`, and in serde's own buffer, there may be values that take as much memory as the message. Where there
+            // is no such stack, the least has to do.
+            let of_values = others.saturating_mul(COPIES).min(MOST_STACK_OF_VALUES);
+            let mut read = || T::deserialize(&mut reader);
+            let read = stack::with_room(least.saturating_add(of_values), &mut read)
+                .or_else(|_| stack::with_room(least, &mut read));
+            read.unwrap_or_else(no_stack)
         }
     };
-    let (value, left) = (value?, reader.rest.len());
+    let (value, left) = (value?, reader.rest.len() + reader.apart.len());
     reader.keep_shapes();
     if left == 0 { Ok(value) } else { fail("there are more bytes than the value has") }
+}
+
+/// A message of so many bytes holds no values that are large.
+const SMALL: usize = 4 << 10;
+
+/// Whether a value is one list of numbers, or of rows of numbers.
+fn is_flat(value: &[u8]) -> bool {
+    matches!(value, [tag::RUN | tag::ROWS, ..])
 }
 
 /// Larger values are reckoned with where there must be stack enough: without optimisation, each level of code that reads one
@@ -48,6 +74,13 @@ const MOST_STACK_OF_VALUES: usize = 1 << 30;
 /// Stack that the copies of a value may take.
 const fn stack_of_value<T>() -> usize {
     if size_of::<T>() > LARGE { COPIES.saturating_mul(size_of::<T>()) } else { 0 }
+}
+
+/// Stack that so many levels of `T` may take. Where serde's own buffer is read, the values in it are not seen here: they may be
+/// as large as the whole.
+fn stack_of_levels<T>(depth: u32) -> usize {
+    let of_values = (depth as usize).saturating_mul(stack_of_value::<T>()).min(MOST_STACK_OF_VALUES);
+    depth as usize * STACK_OF_LEVEL + of_values
 }
 
 /// Returns `true` if `D` reads each part of a message once, from the message itself.
@@ -83,6 +116,10 @@ pub(super) struct Reader<'de, const ROW: bool = false> {
     template: &'de [u8],
     table: &'de [u8],
     shapes: Vec<Shape>,
+    /// Large parts that are still to come, by themselves.
+    apart: std::slice::IterMut<'de, Apart>,
+    /// How many bytes the value has, the version and what is left of the message included.
+    end: usize,
     /// Levels that may still follow.
     depth: u32,
     /// How many bytes were left where a value was last read as an option, and how often it may still be.
@@ -129,13 +166,36 @@ fn cut_if(names: &mut &[u8], name: &[u8]) -> bool {
 
 impl<'de, const ROW: bool> Reader<'de, ROW> {
     fn new(rest: &'de [u8]) -> Self {
-        Self { rest, template: &[], table: &[], shapes: Vec::new(), depth: SHALLOW, bare: (0, 0), asked: None }
+        Self {
+            rest,
+            template: &[],
+            table: &[],
+            shapes: Vec::new(),
+            apart: Default::default(),
+            end: 0,
+            depth: SHALLOW,
+            bare: (0, 0),
+            asked: None,
+        }
     }
 }
 
 impl<'de> Reader<'de> {
-    /// Takes what follows the value off the end.
-    fn take_trailer(&mut self, len: usize, head: u8) -> Result<()> {
+    /// Takes what follows the value off the end, and returns how many bytes there are beside large parts.
+    fn take_trailer(&mut self, len: usize, head: u8, apart: &'de mut [Apart]) -> Result<usize> {
+        let large: usize = apart.iter().map(|part| part.list.bytes().len()).sum();
+        let mut listed = 0;
+        if head & HAS_PARTS != 0 {
+            listed = parts::cut(&mut self.rest)?;
+            self.apart = apart.iter_mut();
+        }
+        self.take_table(len + large, large, head)?;
+        self.end = 1 + self.rest.len();
+        Ok((self.rest.len() + large).saturating_sub(listed))
+    }
+
+    /// `large`: how many bytes of the `len` are by themselves.
+    fn take_table(&mut self, len: usize, large: usize, head: u8) -> Result<()> {
         let mut table_at = None;
         if head & HAS_TABLE != 0 {
             table_at = Some(u64::from_le_bytes(cut_end(&mut self.rest)?));
@@ -149,7 +209,7 @@ impl<'de> Reader<'de> {
         }
         let Some(table_at) = table_at else { return Ok(()) };
         // Counted from the version on.
-        let at = usize::try_from(table_at).ok().and_then(|at| at.checked_sub(1));
+        let at = usize::try_from(table_at).ok().and_then(|at| at.checked_sub(1 + large));
         let Some((value, table)) = at.and_then(|at| self.rest.split_at_checked(at)) else {
             return fail("the table of names is beyond the message");
         };
@@ -237,8 +297,51 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         if len < 255 {
             return cut(&mut self.rest, usize::from(len));
         }
-        let len = self.count()?;
-        cut(&mut self.rest, len)
+        self.long()
+    }
+
+    /// Bytes with a length before them.
+    fn long(&mut self) -> Result<&'de [u8]> {
+        let len = usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX);
+        self.cut_or_take(len).map(Run::bytes)
+    }
+
+    /// The next `len` bytes, which may be by themselves.
+    #[inline(always)]
+    fn cut_or_take(&mut self, len: usize) -> Result<Run<'de>> {
+        if !ROW
+            && self.apart.len() > 0
+            && len >= parts::LARGE
+            && let Some(list) = self.next_apart(len)
+        {
+            return Ok(Run::Apart(list));
+        }
+        cut(&mut self.rest, len).map(Run::Here)
+    }
+
+    /// The next large part, if it belongs here.
+    #[cold]
+    fn next_apart(&mut self, len: usize) -> Option<&'de mut List> {
+        let at = self.end.checked_sub(self.rest.len())?;
+        let next = self.apart.as_slice().first()?;
+        if next.at != at || next.list.bytes().len() != len {
+            return None;
+        }
+        self.apart.next().map(|part| &mut part.list)
+    }
+
+    /// Whether a long text, or long bytes, come next in a message whose large parts are by themselves.
+    #[inline(always)]
+    fn has_part(&self, tag: u8) -> bool {
+        !ROW && self.apart.len() > 0 && self.rest.starts_with(&[tag, 255])
+    }
+
+    /// Takes it over.
+    #[cold]
+    fn take_part(&mut self) -> Result<Vec<u8>> {
+        cut(&mut self.rest, 2)?;
+        let len = usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX);
+        Ok(self.cut_or_take(len)?.to_list())
     }
 
     #[inline]
@@ -275,6 +378,23 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         let read = if is_far || size_of::<T>() > LARGE { self.with_room(read) } else { read(self) };
         self.depth += 1;
         read
+    }
+
+    /// Reads a part of the value.
+    #[inline(always)]
+    fn part<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
+        if ROW || size_of::<S::Value>() <= LARGE {
+            return seed.deserialize(self);
+        }
+        self.large_part(seed)
+    }
+
+    /// Reads a part that is large, and may be read from serde's own buffer, level by level.
+    #[cold]
+    #[inline(never)]
+    fn large_part<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
+        let room = STACK_TO_GO_ON + stack_of_levels::<S::Value>(self.depth + 1);
+        stack::with_room(room, || seed.deserialize(self)).unwrap_or_else(no_stack)
     }
 
     /// Code of users, and a large value, may need more stack than was reckoned with at the start.
@@ -358,10 +478,11 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         let count = usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX);
         let size = run::size(kind)? * usize::from(width.max(1));
         let len = count.saturating_mul(size);
-        let bytes = cut(&mut self.rest, len)?;
-        if let Some(list) = run::list::<V>(kind, width, bytes) {
+        let mut run = self.cut_or_take(len)?;
+        if let Some(list) = run::list::<V>(kind, width, &mut run) {
             return Ok(list);
         }
+        let bytes = run.bytes();
         if width == 0 {
             return run::visit(kind, bytes, visitor);
         }
@@ -576,6 +697,10 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
 
     #[inline]
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        if self.has_part(tag::STR) {
+            let bytes = self.take_part()?;
+            return visitor.visit_string(String::from_utf8(bytes).or_else(|_| fail("a text is not UTF-8"))?);
+        }
         self.deserialize_str(visitor)
     }
 
@@ -588,13 +713,15 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
             && !ROW
         {
             self.rest = rest;
-            let len = self.count()?;
-            return visitor.visit_borrowed_bytes(cut(&mut self.rest, len)?);
+            return visitor.visit_borrowed_bytes(self.long()?);
         }
         self.any(visitor)
     }
 
     fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        if self.has_part(tag::BYTES) {
+            return visitor.visit_byte_buf(self.take_part()?);
+        }
         self.deserialize_bytes(visitor)
     }
 
@@ -777,7 +904,7 @@ impl<'de, const ROW: bool> SeqAccess<'de> for Elements<'_, 'de, ROW> {
             return Ok(None);
         }
         self.left -= 1;
-        seed.deserialize(&mut *self.reader).map(Some)
+        self.reader.part(seed).map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -795,7 +922,7 @@ impl<'de, const ROW: bool> MapAccess<'de> for Elements<'_, 'de, ROW> {
 
     #[inline]
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
-        seed.deserialize(&mut *self.reader)
+        self.reader.part(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -876,7 +1003,7 @@ impl<'de, const ROW: bool> MapAccess<'de> for Fields<'_, 'de, ROW> {
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
-        seed.deserialize(&mut *self.reader)
+        self.reader.part(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {

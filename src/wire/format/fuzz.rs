@@ -1,6 +1,6 @@
 //! Bytes that are damaged, read as all kinds of types: for the test of this module and for `fuzz/`.
 
-use super::{append, from_slice};
+use super::{Parted, append, from_parted, from_slice};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,7 +103,14 @@ const TYPES: &[fn(&[u8])] = &[
 ];
 
 fn check_as<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
-    let Ok(value) = from_slice::<T>(bytes) else { return };
+    let parted = from_parted::<T>(&mut Parted::receive(&bytes));
+    let Ok(value) = from_slice::<T>(bytes) else {
+        // A list of parts that are elsewhere makes no value out of what is none in one piece.
+        return assert!(parted.is_err(), "{bytes:?} is a value only in parts");
+    };
+    if let Ok(parted) = parted {
+        check_same(&value, &parted);
+    }
     let (mut sent, mut again) = (Vec::new(), Vec::new());
     // A value that was read may be deeper than the limit for sending.
     if append(&value, &mut sent).is_err() {
@@ -112,6 +119,17 @@ fn check_as<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
     let Ok(arrived) = from_slice::<T>(&sent) else { panic!("{sent:?} was sent and cannot be read") };
     append(&arrived, &mut again).unwrap_or_else(|error| panic!("{sent:?} cannot be sent again: {error}"));
     assert_eq!(sent, again);
+    let arrived = from_parted::<T>(&mut Parted::receive(&&sent[..]));
+    check_same(
+        &value,
+        &arrived.unwrap_or_else(|error| panic!("{sent:?} was sent and cannot be read in parts: {error}")),
+    );
+}
+
+fn check_same<T: Serialize>(one: &T, other: &T) {
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    let written = (append(one, &mut first).is_ok(), append(other, &mut second).is_ok());
+    assert!(written.0 == written.1 && (!written.0 || first == second), "{first:?} and {second:?}");
 }
 
 /// Messages to begin with.

@@ -1,7 +1,7 @@
 //! How a value that is not plain lies in a message: a format of our own for serde, lossless and self-describing.
 //!
 //! ```text
-//! message  version, value, [table], [depth u32], [where the table begins u64]
+//! message  version, value, [table], [depth u32], [where the table begins u64], [parts]
 //! value    NONE | SOME value | UNIT | FALSE | TRUE | CHAR u32 | U8 .. F64 and the number, its lowest byte first
 //!          STR length text | BYTES length bytes                    length: one byte, or 255 and a u64
 //!          SEQ8 n value*n | SEQ n value*n | MAP n (value value)*n  n: one byte in SEQ8, else a u64
@@ -13,6 +13,7 @@
 //!          UNIT_VARIANT shape | VARIANT shape value                the shape has one name: the variant's
 //! shape    u16, or 65535 and a u32: an index into the table
 //! table    count u32, then for each shape: names u16, bytes u32, then for each name its length u16 and its text
+//! parts    where the large runs, texts and bytes lie: see `parts`
 //! ```
 //!
 //! - `Some` is always marked, so an option keeps its content apart from nothing, whatever the content is.
@@ -29,23 +30,27 @@
 
 mod de;
 mod names;
+mod parts;
 mod row_reader;
 mod rows;
 mod run;
 mod ser;
 mod visitors;
 
-pub(super) use de::{from_slice, reads_once};
+pub(super) use de::{from_parted, from_slice, reads_once};
+pub(super) use parts::Parted;
 pub(super) use ser::append;
 
 use std::fmt;
 
-/// The first byte of a message, less its two flags.
+/// The first byte of a message, less its three flags.
 const VERSION: u8 = 1;
 /// Flag: there is a table of names.
 const HAS_TABLE: u8 = 0x80;
 /// Flag: the value is deeper than [`SHALLOW`].
 const IS_DEEP: u8 = 0x40;
+/// Flag: there is a list of large parts.
+const HAS_PARTS: u8 = 0x20;
 
 /// Values nested so deep are read on whatever stack there is, as the usual ones are.
 const SHALLOW: u32 = 16;

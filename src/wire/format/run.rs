@@ -2,6 +2,7 @@
 
 use super::{Error, Result, fail, tag};
 use crate::os::identity;
+use crate::wire::list::List;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any as forward;
 use std::any::TypeId;
@@ -52,6 +53,29 @@ pub(super) fn see<I>(iter: &I) -> Option<Seen<'_>> {
     None
 }
 
+/// The numbers of a run, as bytes of the message or by themselves.
+pub(super) enum Run<'de> {
+    Here(&'de [u8]),
+    Apart(&'de mut List),
+}
+
+impl<'de> Run<'de> {
+    pub(super) fn bytes(self) -> &'de [u8] {
+        match self {
+            Self::Here(bytes) => bytes,
+            Self::Apart(list) => list.bytes(),
+        }
+    }
+
+    /// As a list: itself, if its memory can be that of one.
+    pub(super) fn to_list<P: identity::Element>(&mut self) -> Vec<P> {
+        match self {
+            Self::Here(bytes) => identity::list_of(bytes),
+            Self::Apart(list) => list.take().unwrap_or_else(|| identity::list_of(list.bytes())),
+        }
+    }
+}
+
 /// The tag of `T`, if it is a number that lies in runs, or a reference to one.
 #[inline(always)]
 pub(super) fn kind<T: ?Sized>() -> Option<u8> {
@@ -94,7 +118,7 @@ pub(super) fn size(kind: u8) -> Result<usize> {
 /// The whole run as the value of `V`, if that is serde's own visitor of a `Vec` of just these: it would but push the
 /// elements. Another visitor, which may do as it likes, is given them one by one.
 #[inline(always)]
-pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, bytes: &[u8]) -> Option<V::Value> {
+pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, run: &mut Run<'de>) -> Option<V::Value> {
     // Told from the layout, so that the code below is compiled only for what may be such a list.
     if const { size_of::<V::Value>() != size_of::<Vec<u8>>() || !std::mem::needs_drop::<V::Value>() } {
         return None;
@@ -103,7 +127,7 @@ pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, bytes: &[u8]) -> O
     macro_rules! case {
         ($number:ty) => {
             if visitor == visitor_of::<Vec<$number>>() {
-                return identity::list::<V::Value, $number>(identity::list_of(bytes));
+                return identity::list::<V::Value, $number>(run.to_list());
             }
         };
     }

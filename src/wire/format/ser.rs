@@ -1,10 +1,11 @@
 //! Writing a value.
 
 use super::names::{self, List, Names};
+use super::parts::{self, LARGE, Part};
 use super::rows::{self, Template};
-use super::{Error, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, run, tag};
+use super::{Error, HAS_PARTS, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, run, tag};
 use crate::os::stack;
-use crate::wire::limits;
+use crate::wire::{buffers, limits};
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
@@ -22,6 +23,7 @@ struct Kept {
     names: Names,
     /// The template of the rows of the sequence that is being written.
     template: Template,
+    parts: Vec<Part>,
 }
 
 /// Appends `value` to `out`. After an error, or a panic of the value's own code, half of it may be there.
@@ -29,11 +31,12 @@ pub(crate) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
     // At the end of a thread, and inside the value that is being written, there are none to be had.
     let mut kept = KEPT.try_with(Cell::take).ok().flatten().unwrap_or_default();
     kept.names.begin();
+    kept.parts.clear();
     let start = out.len();
     out.push(VERSION);
     let limit = limits::depth();
-    let Kept { names, template } = &mut *kept;
-    let mut writer = Writer { out, names, template, start, depth: 0, deepest: 0, limit, is_broken: false };
+    let Kept { names, template, parts } = &mut *kept;
+    let mut writer = Writer { out, names, template, parts, start, depth: 0, deepest: 0, limit, is_broken: false };
     let written = value.serialize(&mut writer).and_then(|()| writer.finish());
     if kept.names.are_few() {
         let _ = KEPT.try_with(|cell| cell.set(Some(kept)));
@@ -55,6 +58,8 @@ pub(super) struct Writer<'a> {
     out: &'a mut Vec<u8>,
     names: &'a mut Names,
     template: &'a mut Template,
+    /// The large ones so far.
+    parts: &'a mut Vec<Part>,
     /// Where the message begins.
     start: usize,
     depth: u32,
@@ -84,6 +89,10 @@ impl Writer<'_> {
         if has_table {
             self.out.extend_from_slice(&(end as u64).to_le_bytes());
         }
+        if (1..=parts::MOST).contains(&self.parts.len()) {
+            self.out[start] |= HAS_PARTS;
+            parts::append(self.parts, self.out);
+        }
         self.check_size(0)
     }
 
@@ -104,12 +113,13 @@ impl Writer<'_> {
     #[inline]
     fn blob(&mut self, tag: u8, bytes: &[u8]) -> Result<()> {
         self.check_size(bytes.len())?;
-        self.out.reserve(10 + bytes.len() + slack(bytes.len()));
+        self.make_room(10 + bytes.len());
         match u8::try_from(bytes.len()) {
             Ok(len) if len < 255 => self.out.extend_from_slice(&[tag, len]),
             _ => {
                 self.out.extend_from_slice(&[tag, 255]);
                 self.out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+                self.note_part(bytes.len(), 1);
             }
         }
         self.out.extend_from_slice(bytes);
@@ -182,22 +192,37 @@ impl Writer<'_> {
 
     fn run(&mut self, kind: u8, width: u8, count: usize, bytes: &[u8]) -> Result<()> {
         self.check_size(bytes.len())?;
-        self.out.reserve(RUN_HEAD + bytes.len() + slack(bytes.len()));
+        self.make_room(RUN_HEAD + bytes.len());
         self.out.extend_from_slice(&[tag::RUN, kind, width]);
         self.out.extend_from_slice(&(count as u64).to_le_bytes());
+        self.note_part(bytes.len(), run::size(kind)?);
         self.out.extend_from_slice(bytes);
         Ok(())
     }
+
+    /// Makes room for `len` bytes. Behind something large there is some more, for what usually follows it: other fields, names,
+    /// the end of a record. The whole would be copied to make room for that.
+    #[inline]
+    fn make_room(&mut self, len: usize) {
+        if len < LARGE { self.out.reserve(len) } else { buffers::make_room(self.out, len + LEAST_ROOM) }
+    }
+
+    /// Notes a part that is about to be written, if it is large.
+    #[inline]
+    fn note_part(&mut self, len: usize, size: usize) {
+        if len >= LARGE {
+            self.parts.push(Part { at: (self.out.len() - self.start) as u64, len: len as u64, size: size as u8 });
+        }
+    }
+
+    /// What lies beyond `at` is about to move.
+    #[cold]
+    fn forget_parts(&mut self, at: usize) {
+        let at = (at - self.start) as u64;
+        self.parts.retain(|part| part.at < at);
+    }
 }
 
-/// Room behind something large, for what usually follows it: other fields, names, the end of a record. The whole would be copied
-/// to make room for that.
-#[inline]
-fn slack(len: usize) -> usize {
-    if len >= LARGE { LEAST_ROOM } else { 0 }
-}
-
-const LARGE: usize = 64 << 10;
 /// Tag, kind, width and count.
 const RUN_HEAD: usize = 11;
 /// Where the count of a run or a sequence stands, from its tag on.
@@ -374,7 +399,10 @@ impl<'b, 'a> Elements<'b, 'a> {
         match self.form {
             Form::Open => out.extend_from_slice(&[tag::SEQ8, 0]),
             Form::Short(len) if u64::from(len) == self.count => {}
-            Form::Short(_) => lengthen(out, start, self.count),
+            Form::Short(_) => {
+                self.writer.forget_parts(start);
+                lengthen(self.writer.out, start, self.count);
+            }
             Form::Long | Form::Second => write_count(SEQ_COUNT),
             Form::Rows => {
                 write_count(SEQ_COUNT);
@@ -687,7 +715,10 @@ impl Fields<'_, '_> {
         let at = self.start + 1;
         match u16::try_from(shape) {
             Ok(shape) if shape < names::WIDE => self.writer.out[at..at + 2].copy_from_slice(&shape.to_le_bytes()),
-            _ => widen(self.writer.out, at, shape),
+            _ => {
+                self.writer.forget_parts(at);
+                widen(self.writer.out, at, shape);
+            }
         }
         Ok(())
     }

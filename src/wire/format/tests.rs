@@ -22,6 +22,9 @@ fn same<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
     let bytes = bytes_of(&value);
     let arrived: T = from_slice(&bytes).unwrap_or_else(|error| panic!("{value:?} as {bytes:?}: {error}"));
     assert_eq!(arrived, value, "as {bytes:?}");
+    let arrived: T =
+        from_parted(&mut Parted::receive(&&bytes[..])).unwrap_or_else(|error| panic!("{bytes:?}: {error}"));
+    assert_eq!(arrived, value, "as {bytes:?}, in parts");
     // In the middle of others, too.
     let (before, arrived, after): (u8, T, u8) = from_slice(&bytes_of(&(1u8, &value, 2u8))).unwrap();
     assert_eq!((before, &arrived, after), (1, &value, 2));
@@ -768,7 +771,8 @@ mod runs {
         same(vec![back(&mixed), mixed]);
         same((vec![[1u64, 2]; 3], vec![[1i8; 4]; 3], Vec::<[f64; 3]>::new(), vec![vec![1u32], vec![]]));
         let many = vec![1.0f64; 1000];
-        assert!(bytes_of(&(0u8, &many)).len() < 8 * 1000 + 32);
+        // With the list of its large parts.
+        assert!(bytes_of(&(0u8, &many)).len() < 8 * 1000 + 64);
     }
 
     #[test]
@@ -1261,5 +1265,108 @@ mod borrowing {
         let read: Borrowed<'_> = from_slice(&bytes).unwrap();
         assert_eq!(read, Borrowed { text: "text", bytes: b"bytes" });
         assert!(bytes.as_ptr_range().contains(&read.text.as_ptr()));
+    }
+}
+
+/// Large parts by themselves.
+mod in_parts {
+    use super::*;
+    use crate::wire::format::parts::MOST;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
+    struct Large {
+        name: String,
+        numbers: Vec<f64>,
+        points: Vec<[f32; 3]>,
+        places: Vec<usize>,
+        bytes: bytes::Bytes,
+        other: BTreeMap<String, Vec<u16>>,
+        set: BTreeSet<u32>,
+        end: u8,
+    }
+
+    fn large() -> Large {
+        Large {
+            name: "a name that is long enough ".repeat(10),
+            numbers: vec![1.5; 9],
+            points: vec![[1.0, 2.0, 3.0]; 5],
+            places: vec![1, usize::MAX, 3],
+            bytes: vec![7; 300].into(),
+            other: [("a key".into(), vec![1, 2, 3, 4, 5]), ("short".into(), vec![])].into(),
+            set: (0..4).collect(),
+            end: 9,
+        }
+    }
+
+    fn parted(bytes: &[u8]) -> Parted {
+        Parted::receive(&bytes)
+    }
+
+    #[test]
+    fn each_large_part_comes_by_itself_and_the_value_is_the_same() {
+        let bytes = bytes_of(&large());
+        let mut message = parted(&bytes);
+        assert_eq!(message.apart.len(), 6, "{message:?}");
+        let at = message.apart[1].list.bytes().as_ptr();
+        let arrived: Large = from_parted(&mut message).unwrap();
+        assert_eq!((&arrived, arrived.numbers.as_ptr().cast()), (&large(), at));
+        same(large());
+        same(vec![large(); 3]);
+        // Too many for a list.
+        same(vec![large(); MOST]);
+    }
+
+    #[test]
+    fn parts_are_read_as_other_types_too() {
+        let bytes = bytes_of(&(vec![1u16; 8], vec![2u8; 9], "a text of some length ".repeat(12), [3i64; 2]));
+        let read = || parted(&bytes);
+        type Other<'a> = (VecDeque<u16>, bytes::Bytes, Box<str>, Vec<i128>);
+        let other: Other<'_> = from_parted(&mut read()).unwrap();
+        assert_eq!(other, ([1; 8].into(), vec![2; 9].into(), "a text of some length ".repeat(12).into(), vec![3; 2]));
+        let any: serde_json::Value = from_parted(&mut read()).unwrap();
+        assert_eq!(any, from_slice::<serde_json::Value>(&bytes).unwrap());
+        from_parted::<serde::de::IgnoredAny>(&mut read()).unwrap();
+        assert!(from_parted::<(Vec<u8>, Vec<u8>, u8, u8)>(&mut read()).is_err());
+    }
+
+    #[test]
+    fn parts_within_what_moves_are_not_listed() {
+        struct Wrong;
+        impl Serialize for Wrong {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                use serde::ser::SerializeTuple;
+                // It says that there is one element, and writes two.
+                let mut tuple = serializer.serialize_tuple(1)?;
+                tuple.serialize_element(&vec![1u32; 8])?;
+                tuple.serialize_element(&vec![2u32; 8])?;
+                tuple.end()
+            }
+        }
+        let bytes = bytes_of(&(vec![0u32; 8], Wrong, vec![3u32; 8]));
+        let arrived: (Vec<u32>, Vec<Vec<u32>>, Vec<u32>) = from_parted(&mut parted(&bytes)).unwrap();
+        assert_eq!(arrived, (vec![0; 8], vec![vec![1; 8], vec![2; 8]], vec![3; 8]));
+        assert_eq!(parted(&bytes).apart.len(), 2);
+    }
+
+    #[test]
+    fn list_of_parts_that_cannot_be_leaves_the_message_in_one_piece() {
+        let bytes = bytes_of(&(vec![1u32; 8], vec![2u32; 8]));
+        let list = bytes.len() - 2 * 17 - 1;
+        for (at, byte) in [(list, 0), (list, 255), (list + 8, 0), (list + 8, 255), (list + 16, 3), (list + 24, 16)] {
+            let mut bytes = bytes.clone();
+            bytes[at] = byte;
+            let mut message = parted(&bytes);
+            assert!(message.apart.is_empty(), "{at}: {message:?}");
+            assert_eq!(from_parted::<(Vec<u32>, Vec<u32>)>(&mut message).unwrap(), (vec![1; 8], vec![2; 8]));
+        }
+        for count in [0, 1, 3, 200] {
+            let mut bytes = bytes.clone();
+            *bytes.last_mut().unwrap() = count;
+            assert!(from_parted::<(Vec<u32>, Vec<u32>)>(&mut parted(&bytes)).is_err(), "{count}");
+        }
+        // Where nothing large is.
+        let mut moved = bytes.clone();
+        moved[list] -= 1;
+        assert!(from_parted::<(Vec<u32>, Vec<u32>)>(&mut parted(&moved)).is_err());
     }
 }
