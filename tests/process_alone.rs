@@ -158,8 +158,18 @@ fn init_after_threads_started_works_slowly_and_warns() {
     let thread = std::thread::spawn(move || go.recv());
     mp::init();
     tracing::subscriber::set_global_default(Warnings).unwrap();
+    let (said, stderr) = (temporary("stderr"), rustix::io::dup(std::io::stderr()).unwrap());
+    rustix::stdio::dup2_stderr(std::fs::File::create(&said).unwrap()).unwrap();
+    let sums = block_on(async {
+        let sum = async || Process::spawn(add, (1, 2))?.await;
+        (sum().await, sum().await)
+    });
+    rustix::stdio::dup2_stderr(stderr).unwrap();
+    assert!(matches!(sums, (Ok(3), Ok(3))), "{sums:?}");
+    let said = std::fs::read_to_string(said).unwrap();
+    let lines = said.lines().filter(|line| line.contains("it cannot fork safely: every child is exec'd instead"));
+    assert_eq!(lines.count(), 1, "{said}");
     block_on(async {
-        assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
         let mut killed = Process::spawn(hang, ()).unwrap();
         killed.kill().unwrap();
         assert_eq!(killed.wait().await.unwrap().signal(), Some(9));

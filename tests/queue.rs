@@ -865,18 +865,30 @@ fn blocking_calls_work_without_any_runtime() {
     assert_eq!(getter.join().unwrap(), (0..10_000).sum::<u64>());
 }
 
+thread_local! {
+    /// The file in which this thread panicked last.
+    static PANICKED_IN: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
+}
+
 #[tokio::test]
-async fn blocking_calls_inside_async_code_panic() {
+async fn blocking_calls_inside_async_code_panic_at_the_line_of_their_caller() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICKED_IN.set(panic.location().map(|place| place.file().to_owned()));
+        usual(panic);
+    }));
     let queue = Queue::<u8>::bounded(1).unwrap();
-    for call in [0, 1] {
+    for call in [0, 1, 2] {
         let queue = queue.clone();
         let task = tokio::spawn(async move {
             match call {
                 0 => drop(queue.blocking_put(1)),
-                _ => drop(queue.blocking_get()),
+                1 => drop(queue.blocking_get()),
+                _ => multiprocess::run(async {}),
             }
         });
         assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(PANICKED_IN.take().as_deref(), Some(file!()), "{call}");
     }
     assert!(queue.is_empty());
 }
