@@ -43,12 +43,14 @@ pub(crate) fn spare() -> Vec<u8> {
 /// Gives a buffer back for the next message.
 pub(crate) fn keep(mut buffer: Vec<u8>) {
     buffer.clear();
-    match buffer.capacity() {
+    let room = buffer.capacity();
+    if room > SPARE_LIMIT {
+        if room <= MOST_KEPT {
+            keep_large(buffer);
+        }
+    } else if room > 0 {
         // One without room must not replace one that has some.
-        0 => {}
-        ..=SPARE_LIMIT => _ = SPARE.try_with(|spare| spare.set(buffer)),
-        ..=MOST_KEPT => keep_large(buffer),
-        _ => {}
+        let _ = SPARE.try_with(|spare| spare.set(buffer));
     }
 }
 

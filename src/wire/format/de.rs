@@ -341,7 +341,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
     fn take_part(&mut self) -> Result<Vec<u8>> {
         cut(&mut self.rest, 2)?;
         let len = usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX);
-        Ok(self.cut_or_take(len)?.to_list())
+        Ok(self.cut_or_take(len)?.take_list())
     }
 
     #[inline]

@@ -68,7 +68,7 @@ impl<'de> Run<'de> {
     }
 
     /// As a list: itself, if its memory can be that of one.
-    pub(super) fn to_list<P: identity::Element>(&mut self) -> Vec<P> {
+    pub(super) fn take_list<P: identity::Element>(&mut self) -> Vec<P> {
         match self {
             Self::Here(bytes) => identity::list_of(bytes),
             Self::Apart(list) => list.take().unwrap_or_else(|| identity::list_of(list.bytes())),
@@ -127,7 +127,7 @@ pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, run: &mut Run<'de>
     macro_rules! case {
         ($number:ty) => {
             if visitor == visitor_of::<Vec<$number>>() {
-                return identity::list::<V::Value, $number>(run.to_list());
+                return identity::list::<V::Value, $number>(run.take_list());
             }
         };
     }
