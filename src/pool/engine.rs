@@ -203,6 +203,27 @@ impl Shared {
         }
     }
 
+    /// Whether there is room for one item. If there is none, `waker` is woken when there is; see [`reserve`](Self::reserve).
+    #[cfg(feature = "tower")]
+    pub(super) fn reserve_one(&self, ticket: &mut Option<u64>, waker: &Waker) -> bool {
+        let mut waker = Some(waker.clone());
+        let room = self.scheduler().room_wanted(1, ticket, &mut waker);
+        drop(waker);
+        room == 1
+    }
+
+    /// That room is not wanted any more, or its item has been handed in.
+    #[cfg(feature = "tower")]
+    pub(super) fn give_back_one(&self) {
+        self.event(|scheduler, _| scheduler.room_left_over(1));
+    }
+
+    /// Whether a call could be made now.
+    #[cfg(feature = "tower")]
+    pub(super) fn check_open(&self) -> Result<()> {
+        self.scheduler().check_open(0)
+    }
+
     /// The caller with `ticket` waits for room no longer.
     pub(super) fn leave_line(&self, ticket: u64) {
         let waker = self.event(|scheduler, _| scheduler.room_not_wanted(ticket));

@@ -174,6 +174,13 @@ impl<R> Call<R> {
         self
     }
 
+    /// There is room for its item, which the caller has reserved.
+    #[cfg(feature = "tower")]
+    pub(super) fn admitted(mut self) -> Self {
+        self.stage.options().into_iter().for_each(|options| options.is_admitted = true);
+        self
+    }
+
     pub(super) fn of<F, A, M>(pool: Arc<PoolLifetime>, f: F, args: A) -> Self
     where
         F: Function<A, M, Output = R>,

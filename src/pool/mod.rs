@@ -22,6 +22,7 @@
 // worker.rs        the loop of a worker process                  task.rs      `current_task`
 // protocol.rs      orders and contracts, as workers get them     trace.rs     spans and events of tasks
 // stats.rs         figures of a pool                             retry.rs     failures that are tried again
+// service.rs       a pool as a `tower::Service`
 // events.rs        values that a task sends before its result    attempts.rs  items that are made again by a predicate
 #![forbid(unsafe_code)]
 
@@ -45,6 +46,8 @@ mod pool;
 mod protocol;
 mod retry;
 mod scheduler;
+#[cfg(feature = "tower")]
+mod service;
 mod side_channel;
 mod state;
 mod stats;
@@ -69,6 +72,8 @@ pub use pool::{Pool, PoolStreamExt, Shutdown};
 #[cfg_attr(not(feature = "cluster"), allow(unused_imports))] // For the room above.
 pub(crate) use protocol::Origin;
 pub use retry::{Retry, RetryIf};
+#[cfg(feature = "tower")]
+pub use service::{PoolResponse, PoolService};
 pub use state::{StateFunction, StatePool, StatePoolBuilder, WithState};
 pub use stats::{Histogram, PoolStats, PoolTotals, WorkerStats};
 #[allow(unused_imports)]

@@ -10,6 +10,8 @@ use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
 use super::input::{Input, OfIterator, OfStream, One, Packer};
 use super::local;
 use super::options::ChunkLimits;
+#[cfg(feature = "tower")]
+use super::service::PoolService;
 use super::stats::PoolStats;
 use super::taker::External;
 use crate::error::{Error, Result};
@@ -173,6 +175,28 @@ impl Pool {
     {
         const { captures_nothing::<F>() };
         Call::of(self.handle.clone(), f, args)
+    }
+
+    /// Returns a [`tower::Service`](PoolService) whose requests are arguments of `f`, a function of one argument.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// use tower::ServiceExt;
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(2)?;
+    /// assert_eq!(pool.service(|n: u64| n * n).oneshot(7).await?, 49);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// The service keeps the pool alive. It is ready when the pool has room for one more waiting item.
+    #[cfg(feature = "tower")]
+    pub fn service<F, T, M>(&self, f: F) -> PoolService<T, F::Output>
+    where
+        F: Function<(T,), M>,
+        T: Arguments,
+    {
+        const { captures_nothing::<F>() };
+        PoolService::new(self.handle.clone(), f)
     }
 
     /// Runs a [`Task`] when awaited, as [`apply`](Self::apply) does with a function and its arguments.

@@ -23,6 +23,13 @@ impl Scheduler {
     /// Something begins that adds items: a call, or a checkout. Calls of a checkout, whose number is `checkout`, go on after a
     /// close, for it was taken before.
     pub(in crate::pool) fn opened(&mut self, checkout: u64) -> Result<()> {
+        self.check_open(checkout)?;
+        self.open += 1;
+        Ok(())
+    }
+
+    /// Whether calls of checkout `checkout` may begin; 0 is none.
+    pub(in crate::pool) fn check_open(&self, checkout: u64) -> Result<()> {
         if self.is_orphaned {
             return Err(orphaned());
         }
@@ -32,7 +39,6 @@ impl Scheduler {
         if let Some(why) = &self.broken {
             return Err(broken(why));
         }
-        self.open += 1;
         Ok(())
     }
 
