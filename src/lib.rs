@@ -53,6 +53,8 @@ pub mod error;
 pub mod guide;
 pub mod manager;
 pub mod memory;
+#[cfg(feature = "metrics")]
+pub mod observe;
 mod os;
 pub mod pool;
 pub mod process;
@@ -64,6 +66,9 @@ mod wait;
 pub mod wire;
 
 // Each public name of these modules is re-exported at the root.
+#[cfg(feature = "metrics")]
+#[doc(no_inline)]
+pub use observe::*;
 #[cfg(not(multiprocess_loom))]
 #[doc(no_inline)]
 pub use supervision::*;

@@ -238,6 +238,11 @@ fn serve(setup: Setup) -> Result<()> {
     leader::serve(setup, Box::new(Names::new()))
 }
 
+async fn count_objects(link: &Arc<Link>) -> Result<usize> {
+    let count: u64 = link.ask(link.request(messages::COUNT)).await?.part()?;
+    Ok(count as usize)
+}
+
 impl Manager {
     /// Starts a manager with default settings. Waits and drops as [`ManagerBuilder::start`].
     ///
@@ -434,8 +439,19 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone; `Timeout` and `Io` as [`create`](Self::create).
     pub async fn object_count(&self) -> Result<usize> {
-        let count: u64 = self.link.ask(self.link.request(messages::COUNT)).await?.part()?;
-        Ok(count as usize)
+        count_objects(&self.link).await
+    }
+
+    /// The same, to be asked again and again; it holds the manager as a proxy does.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn object_counter(
+        &self,
+    ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<usize>> + use<> {
+        let link = self.link.clone();
+        move || {
+            let link = link.clone();
+            Box::pin(async move { count_objects(&link).await })
+        }
     }
 
     /// Ends the manager and waits for its process. Pending calls fail with `Closed`.

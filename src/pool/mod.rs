@@ -68,6 +68,8 @@ pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
 #[allow(unused_imports)]
 pub(crate) use options::ChunkLimits;
 pub use options::Progress;
+#[cfg(feature = "metrics")]
+pub(crate) use pool::StatsSource;
 pub use pool::{Pool, PoolStreamExt, Shutdown};
 #[cfg_attr(not(feature = "cluster"), allow(unused_imports))] // For the room above.
 pub(crate) use protocol::Origin;

@@ -29,13 +29,7 @@ pub(super) struct Options {
     pub(super) progress: Option<watch::Sender<Progress>>,
     /// Each item brings the queue for its events.
     pub(super) has_events: bool,
-<<<<<<< HEAD
-    /// Spans and events of its items are not forwarded.
-    pub(super) keeps_traces: bool,
-    /// It is another attempt of a call whose item was admitted: there is room for it.
-=======
     /// There is room for its item: it is another attempt of a call that was admitted, or its caller has reserved it.
->>>>>>> 0b114d7 (Feature tower: a pool is a tower::Service, whose readiness is room in the pool)
     pub(super) is_admitted: bool,
     /// The call has many items, and not one.
     pub(super) is_many: bool,

@@ -22,6 +22,8 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
+#[cfg(feature = "metrics")]
+use std::sync::Weak;
 use std::time::Duration;
 use tokio::runtime;
 
@@ -110,6 +112,33 @@ impl PoolBuilder {
 
 fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'static) -> Box<dyn Input> {
     Box::new(OfIterator(Packer::new(tuples)))
+}
+
+fn stats_of(handle: &Handle) -> PoolStats {
+    if fork::is_forked() {
+        return PoolStats::default();
+    }
+    let mut stats = handle.shared().stats();
+    handle.shared().taker().into_iter().for_each(|taker| taker.add_stats(&mut stats));
+    for worker in &mut stats.workers {
+        (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
+            (0, _) => (0, worker.peak),
+            now => now,
+        };
+    }
+    stats
+}
+
+/// The stats of a pool that it does not keep alive.
+#[cfg(feature = "metrics")]
+pub(crate) struct StatsSource(Weak<Handle>);
+
+#[cfg(feature = "metrics")]
+impl StatsSource {
+    /// `None` after the drop of the pool.
+    pub(crate) fn stats(&self) -> Option<PoolStats> {
+        self.0.upgrade().map(|handle| stats_of(&handle))
+    }
 }
 
 impl Pool {
@@ -580,18 +609,13 @@ impl Pool {
     /// Takes the pool's lock for a moment and reads one small file of /proc per worker, for its memory. The figures are kept all the time, at a few
     /// additions per order.
     pub fn stats(&self) -> PoolStats {
-        if fork::is_forked() {
-            return PoolStats::default();
-        }
-        let mut stats = self.handle.shared().stats();
-        self.handle.shared().taker().into_iter().for_each(|taker| taker.add_stats(&mut stats));
-        for worker in &mut stats.workers {
-            (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
-                (0, _) => (0, worker.peak),
-                now => now,
-            };
-        }
-        stats
+        stats_of(&self.handle)
+    }
+
+    /// Its stats as long as it is there, without keeping it alive.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn stats_source(&self) -> StatsSource {
+        StatsSource(Arc::downgrade(&self.handle))
     }
 
     /// Returns the reason if the pool has no working worker and starts none, and `None` otherwise.

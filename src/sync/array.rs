@@ -602,6 +602,68 @@ impl<T> ArrayGuard<T> {
     }
 }
 
+#[cfg(feature = "ndarray")]
+impl<T: Pod> ArrayGuard<T> {
+    /// Returns the elements as a view of this shape, row by row, without a copy.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Array};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let matrix = Array::from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
+    /// let guard = matrix.lock().await?;
+    /// let view = guard.view((2, 3))?;
+    /// assert_eq!(view.sum_axis(ndarray::Axis(1)), ndarray::arr1(&[6.0, 15.0]));
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Other` if the shape is not one of as many elements.
+    pub fn view<D, S>(&self, shape: S) -> Result<ndarray::ArrayView<'_, T, D>>
+    where
+        D: ndarray::Dimension,
+        S: ndarray::ShapeArg<Dim = D>,
+    {
+        let all = ndarray::ArrayView::from(&**self);
+        all.into_shape_with_order(shape).map_err(|error| wrong_shape(self.core.len, error))
+    }
+
+    /// Returns the elements as a view of this shape that can be written to, row by row, without a copy.
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Array, Process};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let matrix = Array::zeroed(6)?;
+    /// Process::spawn(
+    ///     |matrix: Array<f64>| -> mp::Result<()> {
+    ///         let mut guard = matrix.blocking_lock()?;
+    ///         guard.view_mut((2, 3))?.row_mut(1).fill(7.0);
+    ///         Ok(())
+    ///     },
+    ///     (matrix.clone(),),
+    /// )?
+    /// .await??;
+    /// assert_eq!(matrix.to_vec(), [0.0, 0.0, 0.0, 7.0, 7.0, 7.0]);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Other` if the shape is not one of as many elements.
+    pub fn view_mut<D, S>(&mut self, shape: S) -> Result<ndarray::ArrayViewMut<'_, T, D>>
+    where
+        D: ndarray::Dimension,
+        S: ndarray::ShapeArg<Dim = D>,
+    {
+        let len = self.core.len;
+        let all = ndarray::ArrayViewMut::from(&mut **self);
+        all.into_shape_with_order(shape).map_err(|error| wrong_shape(len, error))
+    }
+}
+
+#[cfg(feature = "ndarray")]
+fn wrong_shape(len: usize, error: ndarray::ShapeError) -> Error {
+    Error::other(format!("an array of {len} elements cannot be seen in this shape: {error}"))
+}
+
 impl<T: Pod> Deref for ArrayGuard<T> {
     type Target = [T];
 
