@@ -225,6 +225,15 @@ async fn pools() -> mp::Result<()> {
     assert_eq!(doubled, (0..20).map(|n| 2 * n).collect::<Vec<_>>());
     let large = pool.apply(|bytes: Vec<u8>| bytes.len(), (vec![1; 500_000],)).await?;
     assert_eq!(large, 500_000);
+    // Each is its own, whichever could not be received before.
+    for n in 1..=4u8 {
+        let len = 300_000 + usize::from(n);
+        match pool.apply(|n: u8, bytes: Vec<u8>| vec![n; bytes.len()], (n, vec![n; len])).await {
+            Ok(result) => assert_eq!((result[0], result.len()), (n, len), "the result of another call"),
+            Err(error) if n == 4 => return Err(error),
+            Err(_) => {}
+        }
+    }
     pool.shutdown(Duration::from_secs(2)).await;
     Ok(())
 }

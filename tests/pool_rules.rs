@@ -1076,7 +1076,10 @@ async fn perr_02_rule_12_value_that_cannot_be_encoded_fails_its_item_only() -> m
 
 #[tokio::test]
 async fn large_values_and_descriptors_travel_among_small_ones_in_order() -> mp::Result<()> {
-    let _deadline = Deadline::start();
+    in_child(large_values_and_descriptors, ()).await
+}
+
+async fn large_values_and_descriptors() -> mp::Result<()> {
     let pool = Pool::new(2)?;
     let size = |n: usize| if n.is_multiple_of(5) { 300_000 + n } else { n };
     let same = |bytes: Vec<u8>| bytes;
@@ -1660,5 +1663,107 @@ async fn a_map_hands_in_no_more_items_than_may_wait_and_all_get_done() -> mp::Re
     gate.open();
     assert_eq!(within(map).await.expect("no panic").unwrap_err().kind(), ErrorKind::Cancelled);
     assert!(within(busy).await.is_err());
+    Ok(())
+}
+
+/// Its worker cannot make what it needs to wait for them.
+#[tokio::test]
+async fn large_argument_that_cannot_be_received_is_not_given_to_a_later_call() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    fn hoard() {
+        while let Ok(fd) = rustix::io::dup(rustix::stdio::stdin()) {
+            std::mem::forget(fd);
+        }
+    }
+    // A worker needs less than this, and has what it sleeps on from its first sleep on.
+    let pool = Pool::builder().workers(1).descriptor_limit(256).build()?;
+    let worker = pool.apply(pid, ()).await?;
+    eventually("it sleeps", || is_asleep(worker)).await;
+    pool.apply(hoard, ()).await?;
+    let first = |bytes: Vec<u8>| (bytes[0], bytes.len());
+    for n in 1..=5u8 {
+        let len = (8 << 20) + usize::from(n);
+        match pool.apply(first, (vec![n; len],)).await {
+            Ok(result) => assert_eq!(result, (n, len), "the argument of another call"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Io, "{error}"),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_results_of_calls_that_nobody_waits_for_leave_nothing_behind() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    async fn calls(rounds: u64) -> mp::Result<()> {
+        let pool = Pool::builder().workers(1).max_tasks_per_worker(1).build()?;
+        for done in 1..=rounds {
+            drop(pool.apply_async(|| vec![1u8; 1 << 20], ()));
+            eventually("it is done", || pool.stats().totals.done == done).await;
+        }
+        pool.close();
+        pool.join().await?;
+        Ok(())
+    }
+    async fn all() -> mp::Result<()> {
+        calls(1).await?;
+        let before = holdings();
+        calls(15).await?;
+        eventually("they are closed", || holdings().descriptors <= before.descriptors).await;
+        Ok(())
+    }
+    in_child(all, ()).await
+}
+
+#[tokio::test]
+async fn progress_of_a_call_ends_with_it_however_long_its_items_might_have_waited() -> mp::Result<()> {
+    let pool = Pool::new(2)?;
+    let mut map = pool.map(square, 0..100).queue_timeout(Duration::from_secs(3600));
+    let mut progress = map.progress();
+    within(map).await?;
+    within(async { while progress.changed().await.is_ok() {} }).await;
+    assert_eq!(progress.borrow().done, 100);
+    Ok(())
+}
+
+/// What it decodes to panics in this process.
+#[tokio::test]
+async fn initializer_whose_value_panics_when_it_is_read_breaks_the_pool_with_that_panic() -> mp::Result<()> {
+    #[derive(serde::Serialize)]
+    struct Thorny;
+    impl<'de> serde::Deserialize<'de> for Thorny {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            panic!("thorns")
+        }
+    }
+    let pool = Pool::builder().workers(1).initializer(|| Thorny, ()).build()?;
+    let error = within(pool.apply(square, (2,))).await.unwrap_err();
+    assert!(error.to_string().contains("thorns"), "{error}");
+    assert!(pool.broken().is_some());
+    Ok(())
+}
+
+/// Its source is dropped last.
+#[tokio::test]
+async fn call_whose_source_panics_when_it_is_dropped_is_cancelled_all_the_same() -> mp::Result<()> {
+    struct Thorny;
+    impl Iterator for Thorny {
+        type Item = ();
+        fn next(&mut self) -> Option<()> {
+            Some(())
+        }
+    }
+    impl Drop for Thorny {
+        fn drop(&mut self) {
+            panic!("thorns")
+        }
+    }
+    let pool = Pool::builder().workers(1).grace(MS).build()?;
+    let mut results = pool.imap(|()| stuck(), Thorny.take(100)).chunksize(1).map(drop);
+    assert!(results.next().now_or_never().is_none());
+    eventually("it runs", || pool.stats().running == 1).await;
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(results)));
+    assert!(panic.is_err());
+    eventually("it is cancelled", || pool.stats().running + pool.stats().queued == 0).await;
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9);
     Ok(())
 }

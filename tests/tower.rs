@@ -2,7 +2,7 @@
 
 use multiprocess::{self as mp, ErrorKind, Event, Pool, PoolService, Value};
 use std::future::Future;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 use tower::buffer::Buffer;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};

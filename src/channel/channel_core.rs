@@ -312,6 +312,11 @@ impl ChannelCore {
         }
     }
 
+    /// See [`Ring::taken`].
+    pub(super) fn taken(&self) -> Option<u32> {
+        self.ring.taken()
+    }
+
     pub(super) async fn put<T: Serialize + 'static>(&self, mut value: T) -> Result<(), Refused<T>> {
         let put = match wire::encode(&value) {
             Ok(message) => self.put_held(message, Held(&mut value)).await,

@@ -426,6 +426,11 @@ impl<T: Item> Receiver<T> {
 }
 
 impl<T: Item> Receiver<T> {
+    /// How many messages were taken out, also those that could not be received whole, as a number that wraps around.
+    pub(crate) fn taken(&self) -> Option<u32> {
+        self.half.core.taken()
+    }
+
     /// Returns this end for many readers at once.
     pub(crate) fn into_shared(self) -> SharedReceiver<T> {
         SharedReceiver(self.half)

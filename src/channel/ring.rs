@@ -862,6 +862,11 @@ impl Ring {
         Ok(true)
     }
 
+    /// How many records were taken, as a number that wraps around; `None` if that cannot be seen.
+    pub(super) fn taken(&self) -> Option<u32> {
+        self.head().ok().map(|mark| mark.count)
+    }
+
     /// The mark up to which records were taken.
     fn head(&self) -> io::Result<Mark> {
         self.stable(word::GET_SEGMENT, |segment| segment.head())

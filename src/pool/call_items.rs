@@ -471,7 +471,8 @@ mod tests {
         let group = Arc::new(CallItems::new(entry::Call::of(|| ()), "f", Options::default()));
         group.items().out = 1;
         sender.try_send(EncodedMessage::new(vec![0], Vec::new())).unwrap();
-        side_results.expect(group.clone(), 0, IS_VALUE);
+        let recipient: std::sync::Weak<dyn Recipient> = Arc::<CallItems>::downgrade(&group);
+        side_results.expect(recipient, 0, IS_VALUE);
         assert!(group.announce(&side_results).is_none());
         group.items().is_cancelled = true;
         group.settle_cancelled();

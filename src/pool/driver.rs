@@ -10,7 +10,7 @@ use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
 use crate::os::{background, fork, memory, timer};
-use crate::process::{self, Cause, Process, Stdio};
+use crate::process::{self, Cause, Process, Stdio, entry};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustix::process::Signal;
@@ -56,7 +56,9 @@ async fn run(shared: &Arc<Shared>) {
         let step = shared.step();
         for (seat, generation, report) in step.begun {
             let read = shared.config.read_initialized;
-            shared.initialized(seat, generation, report.and_then(|report| read(report.open()?)));
+            // The value is of the user's type.
+            let outcome = entry::catch_panic(|| report.and_then(|report| read(report.open()?)));
+            shared.initialized(seat, generation, outcome);
         }
         for side_results in step.unfetched {
             // Not here, if there is a thread for it: a large one would hold up the deadlines.

@@ -25,6 +25,7 @@ use crate::os::fork;
 use crate::os::sync::lock;
 use crate::wait::WaitQueue;
 use crate::wire::EncodedMessage;
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
@@ -97,8 +98,24 @@ impl Shared {
         self.alarm.get()
     }
 
-    /// Ends an event.
-    fn leave(&self, mut scheduler: MutexGuard<'_, Scheduler>, mut effects: Effects) {
+    /// Ends an event, and those that follow from it.
+    fn leave(&self, scheduler: MutexGuard<'_, Scheduler>, effects: Effects) {
+        let mut unsent = VecDeque::from(self.leave_once(scheduler, effects));
+        // Each may have its worker given another order that cannot be sent either.
+        while let Some((side_orders, one)) = unsent.pop_front() {
+            let (mut scheduler, mut effects) = (self.scheduler(), Effects::default());
+            scheduler.not_sent(&side_orders, &one, &mut effects);
+            unsent.extend(self.leave_once(scheduler, effects));
+        }
+    }
+
+    /// Returns the orders that could not be sent.
+    #[must_use]
+    fn leave_once(
+        &self,
+        mut scheduler: MutexGuard<'_, Scheduler>,
+        mut effects: Effects,
+    ) -> Vec<(Arc<SideOrders>, Unsent)> {
         self.out.store(scheduler.leave(&mut effects), Release);
         drop(scheduler);
         effects.trace_sinks.iter().for_each(|trace_sink| trace_sink.pass_on());
@@ -109,15 +126,16 @@ impl Shared {
             taker.notify();
         }
         effects.wakers.into_iter().for_each(Waker::wake);
-        effects.unsent.iter().for_each(|(side_orders, unsent)| self.not_sent(side_orders, unsent));
+        let mut unsent = effects.unsent;
         // Large orders last of all, as they take their time.
-        for side_orders in &effects.side_orders {
-            side_orders.send().iter().for_each(|unsent| self.not_sent(side_orders, unsent));
+        for side_orders in effects.side_orders {
+            unsent.extend(side_orders.send().into_iter().map(|unsent| (side_orders.clone(), unsent)));
         }
         // It runs code of a subscriber, whose panic must not keep the rest from being done.
         for (worker, timeout) in effects.late {
             tracing::warn!(%worker, ?timeout, "a worker that was to end did not; it was killed");
         }
+        unsent
     }
 
     fn event<T>(&self, happens: impl FnOnce(&mut Scheduler, &mut Effects) -> T) -> T {
@@ -125,10 +143,6 @@ impl Shared {
         let result = happens(&mut scheduler, &mut effects);
         self.leave(scheduler, effects);
         result
-    }
-
-    fn not_sent(&self, side_orders: &SideOrders, unsent: &Unsent) {
-        self.event(|scheduler, effects| scheduler.not_sent(side_orders, unsent, effects));
     }
 
     /// Something begins that adds items; see [`Scheduler::opened`].

@@ -6,7 +6,7 @@ use super::chunk::Chunk;
 use super::engine::{PoolLifetime, Shared, check_forked};
 use super::events::{self, EndOfEvents, Events};
 use super::input::{Input, Most, Stop};
-use super::options::Options;
+use super::options::{Options, Progress};
 use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::os::fork;
@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// The function to call.
 #[derive(Clone, Copy)]
@@ -53,7 +54,9 @@ impl OpenCall {
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
-        self.0.finish();
+        if !fork::is_forked() {
+            self.0.finish();
+        }
     }
 }
 
@@ -71,6 +74,8 @@ pub(super) struct Flight {
     spinner: Spinner,
     /// When the call began, if progress is reported.
     began: Option<Instant>,
+    /// It ends with this, however long something else knows of the items.
+    progress: Option<watch::Sender<Progress>>,
 }
 
 /// Bytes of arguments that are handed to the pool in one go.
@@ -97,9 +102,11 @@ impl Flight {
         options.limits = pool.shared().chunk_limits();
         options.keeps_traces = pool.shared().config.keeps_traces;
         let first = options.first_index;
+        let progress = options.progress.take();
         let group = Arc::new(CallItems::new(target.call, target.label, options));
         let (input, spinner) = (Some((input, ticket)), Spinner::default());
-        Ok(Self { pool, group, input, place: None, failed: None, pulled: first, returned: first, spinner, began: None })
+        let (place, failed, began) = (None, None, None);
+        Ok(Self { pool, group, input, place, failed, pulled: first, returned: first, spinner, began, progress })
     }
 
     fn in_flight(&self) -> usize {
@@ -108,7 +115,7 @@ impl Flight {
 
     /// Pulls until enough is in flight, or the source ends or is not ready.
     pub(super) fn refill(&mut self, held: usize, cx: &mut Context<'_>) {
-        if self.group.options.progress.is_some() {
+        if self.progress.is_some() {
             self.began.get_or_insert_with(Instant::now);
         }
         if self.pool.shared().config.max_waiting.is_some() && self.group.items().is_cancelled {
@@ -229,7 +236,7 @@ impl Flight {
 
     #[inline]
     fn report_progress(&mut self, batch: &ResultBatch) {
-        let Some(progress) = &self.group.options.progress else { return };
+        let Some(progress) = &self.progress else { return };
         let elapsed = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
         let total = self.pulled - self.group.options.first_index
             + self.input.as_ref().map_or(0, |(input, _)| input.remaining() as u64);
@@ -334,12 +341,14 @@ impl Drop for Flight {
         if fork::is_forked() {
             return;
         }
-        self.end();
+        self.leave_line();
         if self.in_flight() > 0 {
             self.pool.shared().cancel(&self.group);
         }
         // Others may have relied on our looking.
         self.pool.shared().arm_alarm();
+        // Last, as the source is the user's, and its drop may panic.
+        self.end();
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Options {
     pub(super) progress: Option<watch::Sender<Progress>>,
     /// Each item brings the queue for its events.
     pub(super) has_events: bool,
+    /// Spans and events of its items are not forwarded.
+    pub(super) keeps_traces: bool,
     /// There is room for its item: it is another attempt of a call that was admitted, or its caller has reserved it.
     pub(super) is_admitted: bool,
     /// The call has many items, and not one.

@@ -114,7 +114,7 @@ fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'stat
     Box::new(OfIterator(Packer::new(tuples)))
 }
 
-fn stats_of(handle: &Handle) -> PoolStats {
+fn stats_of(handle: &PoolLifetime) -> PoolStats {
     if fork::is_forked() {
         return PoolStats::default();
     }
@@ -131,7 +131,7 @@ fn stats_of(handle: &Handle) -> PoolStats {
 
 /// The stats of a pool that it does not keep alive.
 #[cfg(feature = "metrics")]
-pub(crate) struct StatsSource(Weak<Handle>);
+pub(crate) struct StatsSource(Weak<PoolLifetime>);
 
 #[cfg(feature = "metrics")]
 impl StatsSource {

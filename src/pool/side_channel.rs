@@ -12,15 +12,56 @@ use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*, fence};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
+
+/// The receiving end of a side channel, which knows after an error whether the message is out of it.
+pub(super) struct Inbox {
+    pipe: Receiver<EncodedMessage>,
+    /// Messages that were taken out, as a number that wraps around.
+    taken: u32,
+}
+
+/// A message that could not be received.
+pub(super) struct Unreceived {
+    pub(super) error: Error,
+    /// It may lie there still: the next message would be taken for another.
+    pub(super) is_left: bool,
+}
+
+impl Inbox {
+    pub(super) fn new(pipe: Receiver<EncodedMessage>) -> Self {
+        Self { pipe, taken: 0 }
+    }
+
+    fn try_recv(&mut self) -> Result<EncodedMessage, Unreceived> {
+        let received = self.pipe.try_recv();
+        self.note(received)
+    }
+
+    pub(super) fn blocking_recv(&mut self) -> Result<EncodedMessage, Unreceived> {
+        let received = self.pipe.blocking_recv();
+        self.note(received)
+    }
+
+    fn note(&mut self, received: Result<EncodedMessage>) -> Result<EncodedMessage, Unreceived> {
+        let next = self.taken.wrapping_add(1);
+        let is_taken = received.is_ok() || self.pipe.taken() == Some(next);
+        if is_taken {
+            self.taken = next;
+        }
+        received.map_err(|error| Unreceived { error, is_left: !is_taken })
+    }
+}
 
 /// Large results of one worker.
 pub(super) struct SideResults {
-    pipe: Mutex<Receiver<EncodedMessage>>,
+    pipe: Mutex<Inbox>,
     /// The owners of the results in the pipe, in order.
     expected: Mutex<VecDeque<Expected>>,
-    /// A result was missing or could not be read: the worker is to be killed.
+    /// A result was missing or could not be received: the worker is to be killed.
     is_damaged: AtomicBool,
+    /// The reason. What lies in the pipe is not read any more: the next result may be one that was to be received before.
+    damage: OnceLock<Error>,
     /// Has the pool look at this worker.
     marker: Marker,
 }
@@ -32,33 +73,43 @@ pub(super) trait Recipient: Send + Sync {
 }
 
 struct Expected {
-    recipient: Arc<dyn Recipient>,
+    /// As long as it is wanted: a call that is not must not be kept, nor this side channel by it.
+    recipient: Weak<dyn Recipient>,
     index: u64,
     tag: u8,
 }
 
 impl SideResults {
     pub(super) fn new(pipe: Receiver<EncodedMessage>, marker: Marker) -> Arc<Self> {
-        let (expected, is_damaged) = Default::default();
-        Arc::new(Self { pipe: Mutex::new(pipe), expected, is_damaged, marker })
+        let (expected, is_damaged, damage) = Default::default();
+        Arc::new(Self { pipe: Mutex::new(Inbox::new(pipe)), expected, is_damaged, damage, marker })
     }
 
     pub(super) fn is_damaged(&self) -> bool {
-        self.is_damaged.load(Relaxed)
+        self.is_damaged.load(Acquire)
+    }
+
+    /// Why its worker is to be killed, if it is.
+    pub(super) fn damage(&self) -> Option<Error> {
+        self.damage.get().map(Error::copy)
     }
 
     /// A result that was announced lies there, or the pipe is damaged.
-    fn next(&self, pipe: &mut Receiver<EncodedMessage>) -> Result<EncodedMessage> {
-        pipe.try_recv().map_err(|error| {
-            let is_damage = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Empty);
-            if is_damage {
-                self.is_damaged.store(true, Relaxed);
-                self.marker.mark();
-            }
-            match error.kind() {
+    fn next(&self, pipe: &mut Inbox) -> Result<EncodedMessage> {
+        if let Some(damage) = self.damage() {
+            return Err(damage);
+        }
+        pipe.try_recv().map_err(|Unreceived { error, is_left }| {
+            let error = match error.kind() {
                 ErrorKind::Empty => Error::new(ErrorKind::Corrupt, "the result is not where its worker said it put it"),
                 _ => error,
+            };
+            if is_left {
+                let _ = self.damage.set(Error::copy(&error));
+                self.is_damaged.store(true, Release);
+                self.marker.mark();
             }
+            error
         })
     }
 
@@ -68,11 +119,11 @@ impl SideResults {
 
     /// The first message: the initializer's report.
     pub(super) fn report(&self) -> Result<EncodedMessage> {
-        lock(&self.pipe).try_recv()
+        lock(&self.pipe).try_recv().map_err(|unreceived| unreceived.error)
     }
 
     /// The next result in the pipe is that of item `index`. It is announced after this.
-    pub(super) fn expect(&self, recipient: Arc<dyn Recipient>, index: u64, tag: u8) {
+    pub(super) fn expect(&self, recipient: Weak<dyn Recipient>, index: u64, tag: u8) {
         self.expected().push_back(Expected { recipient, index, tag });
     }
 
@@ -92,7 +143,9 @@ impl SideResults {
                 let next = self.expected().pop_front();
                 let Some(Expected { recipient, index, tag }) = next else { break };
                 let encoded = self.next(&mut pipe).map(|encoded| (tag, encoded));
-                recipient.fetched(ResultBatch::One(index, Some(encoded)));
+                if let Some(recipient) = recipient.upgrade() {
+                    recipient.fetched(ResultBatch::One(index, Some(encoded)));
+                }
             }
         }
     }
@@ -103,17 +156,24 @@ pub(super) struct SideOrders {
     seat: usize,
     pipe: Mutex<Sender<EncodedMessage>>,
     /// Orders that were given and not sent yet, by their numbers.
-    waiting: Mutex<VecDeque<(u32, EncodedMessage)>>,
+    waiting: Mutex<VecDeque<(u32, Waiting)>>,
     /// How many those are, with the one that is being sent.
     count: AtomicUsize,
     /// Another thread wanted to send while one was at it.
     is_wanted: AtomicBool,
 }
 
-/// The message that replaces an order that was taken back or cannot be sent. No order is empty: its worker
-/// starts no item of it.
-fn nothing() -> EncodedMessage {
-    EncodedMessage::new(Vec::new(), Vec::new())
+/// An order that was given, as far as its way through the pipe goes.
+enum Waiting {
+    Order(EncodedMessage),
+    /// Goes through the pipe in the place of an order all of whose items were taken back. No order is empty, so its worker starts no
+    /// item of it.
+    Nothing,
+    /// It keeps its place, so that the queue does not look empty.
+    BeingSent,
+    /// It could not be sent. It waits until its items are taken back: a worker must not pass over an item that may be its own, as
+    /// results are told apart by their order.
+    Failed,
 }
 
 /// An order that cannot be sent.
@@ -135,7 +195,7 @@ impl SideOrders {
         self.seat
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<(u32, EncodedMessage)>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<(u32, Waiting)>) -> T) -> T {
         let mut waiting = lock(&self.waiting);
         let result = change(&mut waiting);
         self.count.store(waiting.len(), Release);
@@ -144,15 +204,15 @@ impl SideOrders {
 
     /// Order `number` was given. Under the pool's lock, so that they stay in order.
     pub(super) fn add(&self, number: u32, order: EncodedMessage) {
-        self.change(|waiting| waiting.push_back((number, order)));
+        self.change(|waiting| waiting.push_back((number, Waiting::Order(order))));
     }
 
-    /// Nothing of order `number` is wanted any more, and if it is not on its way already a [`nothing`] does.
+    /// All items of order `number` were taken back. If it is not on its way already, nothing goes in its place.
     pub(super) fn forget(&self, number: u32) {
         if !self.is_empty() {
-            let clear = |(of, order): &mut (u32, EncodedMessage)| {
-                if *of == number {
-                    *order = nothing();
+            let clear = |(of, order): &mut (u32, Waiting)| {
+                if *of == number && !matches!(order, Waiting::BeingSent) {
+                    *order = Waiting::Nothing;
                 }
             };
             self.change(|waiting| waiting.iter_mut().for_each(clear));
@@ -191,36 +251,50 @@ impl SideOrders {
         }
     }
 
-    /// An order that is being sent keeps its place, empty, so that the queue does not look empty.
-    fn take_first(&self) -> Option<(u32, EncodedMessage)> {
+    /// The first order, which is being sent from now on; `None` if there is none, or it could not be sent before.
+    fn take_first(&self) -> Option<(u32, Option<EncodedMessage>)> {
         let mut waiting = lock(&self.waiting);
-        waiting.front_mut().map(|(number, order)| (*number, std::mem::replace(order, nothing())))
+        let (number, first) = waiting.front_mut()?;
+        match std::mem::replace(first, Waiting::BeingSent) {
+            Waiting::Order(order) => Some((*number, Some(order))),
+            Waiting::Nothing => Some((*number, None)),
+            // Only the holder of the pipe sends, so the one that was at it has panicked.
+            Waiting::BeingSent | Waiting::Failed => {
+                *first = Waiting::Failed;
+                None
+            }
+        }
+    }
+
+    fn put_back(&self, content: Waiting) {
+        self.change(|waiting| {
+            if let Some(first) = waiting.front_mut() {
+                first.1 = content;
+            }
+        });
     }
 
     fn send_by(&self, pipe: &mut Sender<EncodedMessage>, unsent: &mut Vec<Unsent>) {
         while let Some((number, order)) = self.take_first() {
+            let is_nothing = order.is_none();
+            let order = order.unwrap_or_else(|| EncodedMessage::new(Vec::new(), Vec::new()));
             let Err(error) = pipe.try_send(order) else {
                 self.change(VecDeque::pop_front);
                 continue;
             };
             match error.kind() {
                 // Orders under way make room, which the worker reports.
-                ErrorKind::Full => {
-                    let order = error.into_inner();
-                    return self.change(|waiting| {
-                        if let Some(first) = waiting.front_mut() {
-                            first.1 = order;
-                        }
-                    });
-                }
+                ErrorKind::Full if is_nothing => return self.put_back(Waiting::Nothing),
+                ErrorKind::Full => return self.put_back(Waiting::Order(error.into_inner())),
                 // It is gone; its exit will be reported.
-                ErrorKind::Closed => self.change(VecDeque::clear),
+                ErrorKind::Closed => return self.change(VecDeque::clear),
                 _ => {
-                    let is_final = unsent.last().is_some_and(|last| last.number == number);
-                    unsent.push(Unsent { number, error: error.into_error(), is_final });
-                    if is_final {
-                        self.change(VecDeque::clear);
+                    unsent.push(Unsent { number, error: error.into_error(), is_final: is_nothing });
+                    match is_nothing {
+                        true => self.change(VecDeque::clear),
+                        false => self.put_back(Waiting::Failed),
                     }
+                    return;
                 }
             }
         }
@@ -231,6 +305,7 @@ impl SideOrders {
 mod tests {
     use super::*;
     use crate::channel;
+    use crate::wire::Attachment;
 
     fn order(byte: u8, len: usize) -> EncodedMessage {
         EncodedMessage::new(vec![byte; len], Vec::new())
@@ -264,9 +339,29 @@ mod tests {
         let side_orders = SideOrders::new(0, sender);
         side_orders.add(0, order(1, 5));
         let _sends = side_orders.pipe.lock();
-        assert!(side_orders.take_first().is_some_and(|(number, order)| number == 0 && order.bytes() == [1; 5]));
+        let first = side_orders.take_first();
+        assert!(first.is_some_and(|(number, order)| number == 0 && order.is_some_and(|order| order.bytes() == [1; 5])));
         assert!(!side_orders.is_empty());
         assert!(side_orders.send().is_empty() && side_orders.is_wanted.load(Acquire));
+    }
+
+    /// Otherwise its worker would go on to the next order, whose result would be taken for that of this one.
+    #[test]
+    fn order_that_cannot_be_sent_holds_those_behind_it_until_its_items_are_taken_back() {
+        let (sender, mut receiver) = channel::simplex::<EncodedMessage>().unwrap();
+        let side_orders = SideOrders::new(0, sender);
+        // More than a message may bring.
+        let (_, file) = rustix::pipe::pipe().unwrap();
+        let attachments = vec![Attachment::Shared(Arc::new(file)); 100_000];
+        side_orders.add(0, EncodedMessage::new(vec![1; 5], attachments));
+        side_orders.add(1, order(2, 5));
+        let unsent = side_orders.send();
+        assert!(unsent.len() == 1 && unsent[0].number == 0 && !unsent[0].is_final);
+        assert!(side_orders.send().is_empty() && side_orders.has(0) && next(&mut receiver).is_none());
+        side_orders.forget(0);
+        assert!(side_orders.send().is_empty() && side_orders.is_empty());
+        let all: Vec<_> = std::iter::from_fn(|| next(&mut receiver)).collect();
+        assert_eq!(all, [(0, 0), (2, 5)]);
     }
 
     #[test]

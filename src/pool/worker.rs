@@ -1,9 +1,10 @@
 //! The loop of a worker process: it runs items on its main thread, one at a time.
 
 use super::protocol::{BARE, Conditions, Contract, EncodedTask, Header, IN_PIPE, LATE, TRACE};
+use super::side_channel::{Inbox, Unreceived};
 use super::{events, task, trace, worker_state};
 use crate::channel::lane::{self, LaneOrder, Pace, WorkerEnd};
-use crate::channel::{Receiver, Sender, spsc};
+use crate::channel::{Sender, spsc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{attributes, memory};
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, encode_error, report_error};
@@ -24,7 +25,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
     let mut executor = Executor::default();
     let mut context = Context {
         lane,
-        orders,
+        orders: Inbox::new(orders),
         results,
         bytes: Vec::new(),
         at: 0,
@@ -38,6 +39,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         index: 0,
         begun: Instant::now(),
         done: None,
+        failed: None,
     };
     if let Some(EncodedTask { call, arguments }) = initializer {
         let outcome = call.run(arguments.open()?, &mut executor);
@@ -71,7 +73,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
 /// One order at a time, and where its results go.
 struct Context {
     lane: WorkerEnd,
-    orders: Receiver<EncodedMessage>,
+    orders: Inbox,
     results: Sender<EncodedMessage>,
     /// The order's bytes, and where the next item begins in them.
     bytes: Vec<u8>,
@@ -92,6 +94,8 @@ struct Context {
     /// When the order at work was begun, and when the one before it was done.
     begun: Instant,
     done: Option<Instant>,
+    /// A result could not be put. Later ones would be taken for it, so there are none.
+    failed: Option<Error>,
 }
 
 /// How often a worker looks at its memory at most.
@@ -127,31 +131,43 @@ impl Context {
     /// Waits for the next order; `None` after the last.
     fn take_order(&mut self) -> Result<Option<Header>> {
         loop {
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
             // An order that was there already is begun when the one before it is done: no other look at the clock.
             let follows = self.done.take().filter(|_| self.lane.has_any());
             let next = self.lane.next(&mut self.bytes).map_err(|error| Error::io("cannot take an order", error))?;
             let Some(order) = next else { return Ok(None) };
-            let corrupt = || Error::new(ErrorKind::Decode, "an order without a head");
-            let (header, len) = Header::read(&self.bytes, self.submitter).ok_or_else(corrupt)?;
+            let corrupt = |text| Error::new(ErrorKind::Decode, text);
+            let (header, len) =
+                Header::read(&self.bytes, self.submitter).ok_or_else(|| corrupt("an order without a head"))?;
             self.at = len;
             if order.kind & IN_PIPE != 0 {
                 // The order may be on its way for as long as the pool needs for results that it does not know of.
                 self.lane.notify_pending();
-                // The items of an order that cannot be read cannot be read either.
-                let parcel = self.orders.blocking_recv().and_then(EncodedMessage::open);
-                match parcel {
-                    // All was taken back, or the pool fails what it could not send: nothing is started without arguments.
-                    Ok(parcel) if parcel.bytes.is_empty() && parcel.fds.is_empty() => {
+                // An order that cannot be read is one whose items cannot.
+                match self.orders.blocking_recv().map(EncodedMessage::open) {
+                    // Nothing came in its place, as all was taken back before.
+                    Ok(Ok(parcel)) if parcel.bytes.is_empty() && parcel.fds.is_empty() => {
+                        if self.lane.start(&order).is_some() {
+                            return Err(corrupt("an order without its arguments"));
+                        }
                         self.lane.finish(order);
                         continue;
                     }
-                    Ok(parcel) => (self.bytes, self.fds, self.at) = (parcel.bytes, parcel.fds, 0),
-                    Err(error) if error.kind() == ErrorKind::Closed => return Ok(None),
-                    Err(error) => {
-                        while self.lane.start(&order).is_some() {
-                            report_error(self, Error::new(error.kind(), error.to_string()));
+                    Ok(Ok(parcel)) => (self.bytes, self.fds, self.at) = (parcel.bytes, parcel.fds, 0),
+                    Ok(Err(error)) => {
+                        self.refuse(order, &error);
+                        continue;
+                    }
+                    Err(Unreceived { error, .. }) if error.kind() == ErrorKind::Closed => return Ok(None),
+                    Err(Unreceived { error, is_left }) => {
+                        self.refuse(order, &error);
+                        if is_left {
+                            // The next order would find it: this is the end of the pipe, and of the worker.
+                            self.lane.notify_pending();
+                            return Err(error);
                         }
-                        self.lane.finish(order);
                         continue;
                     }
                 }
@@ -163,6 +179,14 @@ impl Context {
             self.begun = follows.unwrap_or_else(Instant::now);
             return Ok(Some(header));
         }
+    }
+
+    /// An order that cannot be read is one whose items cannot.
+    fn refuse(&mut self, order: LaneOrder, error: &Error) {
+        while self.lane.start(&order).is_some() {
+            report_error(self, Error::new(error.kind(), error.to_string()));
+        }
+        self.lane.finish(order);
     }
 
     fn finish(&mut self) {
@@ -192,14 +216,21 @@ impl Context {
         }
     }
 
+    /// Whether it could be put.
+    fn report_to_lane(&mut self, tag: u8, payload: &[u8]) -> bool {
+        let failed = self.lane.report(tag, [payload, &[]]).err();
+        self.failed = failed.map(|error| Error::io("a result cannot be put where the pool finds it", error));
+        self.failed.is_none()
+    }
+
     fn put(&mut self, tag: u8, payload: Payload<'_>, attachments: &[Attachment]) -> bool {
         if tag < IN_PIPE && attachments.is_empty() && self.lane.can_carry(payload.len()) {
-            return self.lane.report(tag, [payload.bytes(), &[]]).is_ok();
+            return self.report_to_lane(tag, payload.bytes());
         }
         // The pipe may be full until the pool takes results, so it is notified of those that came before.
         self.lane.notify_pending();
         match self.results.blocking_send_encoded(payload, attachments) {
-            Ok(()) => self.lane.report(tag | IN_PIPE, [&[], &[]]).is_ok(),
+            Ok(()) => self.report_to_lane(tag | IN_PIPE, &[]),
             Err(error) if error.kind() == ErrorKind::Closed => false,
             Err(error) => {
                 let error = Error::new(error.kind(), format!("a result cannot be sent: {error}"));
@@ -276,7 +307,7 @@ impl Batch for Context {
         }
         let limit = self.header.and_then(|header| header.limit);
         if limit.is_some_and(|limit| lane::now_us().saturating_sub(self.started) > limit) {
-            return self.lane.report(LATE, [&[], &[]]).is_ok();
+            return self.report_to_lane(LATE, &[]);
         }
         if let Some(attachment) = attachments.first().filter(|_| self.header.is_some_and(|header| header.is_remote)) {
             let (label, kind) = (task::label().unwrap_or("a function"), attachment.kind());

@@ -69,6 +69,11 @@ impl PoolEnd {
         self.given
     }
 
+    /// Whether the next order would get the row of order `number`.
+    pub(crate) fn would_reuse_row_of(&self, number: u32) -> bool {
+        self.given.wrapping_sub(number) >= AHEAD
+    }
+
     /// How far the worker is with giving orders up: there can be more room than before once this has changed.
     pub(crate) fn given_up(&self) -> u64 {
         orders(&self.region).head.load(Acquire)

@@ -9,7 +9,7 @@ use crate::os::proc;
 use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Results of which a worker is quiet are looked for after this; those of tiny items sooner.
@@ -26,7 +26,7 @@ pub(super) enum DueEvent {
     Kill(Place, u32),
     Retry(Arc<CallItems>, Chunk),
     /// Something may have waited too long for its start.
-    Queued(Arc<CallItems>),
+    Queued(Weak<CallItems>),
     /// A worker is idle while another has items ahead.
     Share,
     /// A seat's back-off is over.
@@ -100,12 +100,12 @@ impl Scheduler {
                     worker.stalled.is_some() || running.any(|running| running.number == place.number)
                 })
             }
-            DueEvent::Queued(group) => {
+            DueEvent::Queued(group) => group.upgrade().is_some_and(|group| {
                 let mut items = group.items();
                 // The next item has it watched again.
                 items.is_watched = items.out > 0;
                 items.is_watched
-            }
+            }),
             DueEvent::Age(seat, generation)
             | DueEvent::Exit(seat, generation)
             | DueEvent::Initializer(seat, generation, _) => worker(*seat, *generation).is_some(),
@@ -128,7 +128,7 @@ impl Scheduler {
                 group.items().resting = resting.saturating_sub(1);
                 self.again(&group, chunk, effects);
             }
-            DueEvent::Queued(group) => self.queued_out(&group, now, effects),
+            DueEvent::Queued(group) => group.upgrade().iter().for_each(|group| self.queued_out(group, now, effects)),
             DueEvent::Share => self.share(now, effects),
             DueEvent::Spawn => self.is_spawn_planned = None,
             DueEvent::CheckQuiet => self.check_quiet(effects),
@@ -273,7 +273,7 @@ impl Scheduler {
     pub(super) fn watch_queue(&mut self, group: &Arc<CallItems>, now: Instant, effects: &mut Effects) {
         let Some(limit) = group.options.queue_timeout else { return };
         if !std::mem::replace(&mut group.items().is_watched, true) {
-            self.at(later(now, limit), DueEvent::Queued(group.clone()), effects);
+            self.at(later(now, limit), DueEvent::Queued(Arc::downgrade(group)), effects);
         }
     }
 

@@ -42,6 +42,8 @@ const SHARE_AFTER: Duration = Duration::from_millis(2);
 const MOST_ASKED: usize = 4;
 /// So many waiting calls at most are looked at for one that a worker is free for, or that has no order at any.
 const MOST_TRIED: usize = 8;
+/// A call with long items gets a worker of a quick one no more often than this.
+const BALANCE: Duration = Duration::from_millis(10);
 /// So often the number of workers that are kept awake is doubled.
 const MOST_BOOST: u32 = 12;
 /// An item that its worker does not begin is given to an idle one after this: longer than a wake takes on a busy machine.
@@ -243,28 +245,54 @@ impl Scheduler {
     }
 
     /// Has one more worker become idle after the item that it runs, for `call_items`: the orders that a call with many items has ahead there
-    /// wait again. At most as many workers do so as calls wait that have no order at any. Returns a worker that has become idle at once.
+    /// wait again. Returns a worker that has become idle at once.
+    ///
+    /// At most as many workers do so as calls wait that have no order at any. A call that has some, and whose items take long, gets one
+    /// more now and then from a call that has at least two workers more: such a call gets idle workers only, and there would be none
+    /// beside a quick call with many items.
     fn vacate(&mut self, group: &CallItems, effects: &mut Effects) -> Option<usize> {
         self.seats.update();
         let index = self.seats.index();
-        let vacating = index.vacating.len();
-        if !self.is_empty_handed(group) {
-            return None;
-        }
-        let wait = self
-            .queue
-            .iter()
-            .take(vacating + MOST_TRIED)
-            .filter(|group| group.items().has_pending() && self.is_empty_handed(group));
-        if wait.take(vacating + 1).count() <= vacating {
-            return None;
-        }
+        let is_quick = |seat: &usize| self.seats.get(*seat).is_some_and(Worker::has_only_quick);
         let is_others = |running: &Running| running.is_many && !std::ptr::eq(&*running.group, group);
         let may = |worker: &Worker| worker.has_started() && worker.running.iter().any(is_others);
         let asked = || index.reclaimable.iter().take(MOST_ASKED).filter(|seat| self.seats.get(*seat).is_some_and(may));
-        // One that will be idle soon.
-        let is_quick = |seat: &usize| self.seats.get(*seat).is_some_and(Worker::has_only_quick);
-        let seat = asked().find(is_quick).or_else(|| asked().next())?;
+        let vacating = index.vacating.len();
+        let seat = match self.is_empty_handed(group) {
+            true => {
+                let waiting = self
+                    .queue
+                    .iter()
+                    .take(vacating + MOST_TRIED)
+                    .filter(|group| group.items().has_pending() && self.is_empty_handed(group))
+                    .take(vacating + 1)
+                    .count();
+                // One that is at a long item may not be idle soon, so it does not count as coming if there are others that will be.
+                let soon = index.vacating.iter().filter(is_quick).count();
+                let quick = asked().find(is_quick).filter(|_| waiting > soon);
+                quick.or_else(|| asked().next().filter(|_| waiting > vacating))?
+            }
+            false => {
+                if group.is_quick() || vacating > 0 || self.balanced.is_some_and(|then| effects.now() < then + BALANCE)
+                {
+                    return None;
+                }
+                self.balanced = Some(effects.now());
+                let held = |group: &CallItems| {
+                    let has = |seat: &usize| {
+                        let mut running = self.seats.get(*seat)?.running.iter();
+                        running.any(|running| std::ptr::eq(&*running.group, group)).then_some(())
+                    };
+                    group.seats().iter().filter(|seat| has(seat).is_some()).count()
+                };
+                let own = held(group);
+                let has_more = |seat: &usize| {
+                    let front = self.seats.get(*seat).and_then(|worker| worker.running.front());
+                    front.is_some_and(|front| is_others(front) && held(&front.group) >= own + 2)
+                };
+                asked().filter(is_quick).find(has_more)?
+            }
+        };
         self.seats.worker(seat)?.is_vacating = true;
         self.reclaim(seat, 1, effects);
         self.seats.update();
@@ -402,15 +430,16 @@ impl Scheduler {
             // It would wait for ever. Items it has not begun go to others.
             return worker.kill(None);
         }
-        let running = worker.running.iter().find(|running| running.number == unsent.number);
-        let done = running.map_or(0, |running| running.done);
-        let claim = take_back(&worker.lane, &worker.side_orders, unsent.number, done);
         if let Some(running) = worker.running.iter_mut().find(|running| running.number == unsent.number) {
+            let claim = take_back(&worker.lane, &worker.side_orders, unsent.number, running.done);
             let from = claim.end.max(running.done);
             worker.given -= running.end.saturating_sub(from) as usize;
             effects.fail(&running.group, &running.chunk, (from, running.end), || Error::copy(&unsent.error));
             running.end = from;
         }
+        // Only now may its worker pass over it.
+        worker.side_orders.forget(unsent.number);
+        effects.side_orders.push(worker.side_orders.clone());
         worker.pop_complete(None, &mut Vec::new());
     }
 
@@ -634,7 +663,9 @@ impl Worker {
         let is_carried = self.lane.can_carry(len + Header::LONGEST);
         // Read before the look: an order given up after it is a change.
         let given_up = self.lane.given_up();
-        let takes = self.lane.takes(if is_carried { len } else { 0 } + Header::LONGEST);
+        // An order whose results have not been taken in is still told by its row.
+        let is_row_free = self.running.front().is_none_or(|front| !self.lane.would_reuse_row_of(front.number));
+        let takes = is_row_free && self.lane.takes(if is_carried { len } else { 0 } + Header::LONGEST);
         if !takes {
             self.full = Some(given_up);
         }

@@ -6,11 +6,11 @@ use crate::error::{Error, Result};
 use crate::pool::batch::ResultBatch;
 use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
-use crate::pool::side_channel::{SideOrders, SideResults, Unsent};
+use crate::pool::side_channel::{Recipient, SideOrders, SideResults, Unsent};
 use crate::pool::stats::PoolTotals;
 use crate::pool::trace::TraceSink;
 use crate::wire::EncodedMessage;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -102,10 +102,8 @@ impl Effects {
             Some(Ok(tag)) => self.totals.count_tag(tag),
             Some(Err(kind)) => self.totals.count(kind),
         }
-        if let Some((waker, out)) = group.deliver(batch) {
-            self.wakers.push(waker);
-            self.woken += out;
-        }
+        let count = batch.count() as usize;
+        self.wake(group.deliver(batch), count);
     }
 
     /// The next result in a worker's pipe is that of an item.
@@ -113,10 +111,21 @@ impl Effects {
         self.settled += 1;
         self.totals.count_tag(tag);
         self.has_side_results = true;
-        side_results.expect(group.clone(), index, tag);
-        if let Some((waker, out)) = group.announce(side_results) {
-            self.wakers.push(waker);
-            self.woken += out;
+        let recipient: Weak<dyn Recipient> = Arc::<CallItems>::downgrade(group);
+        side_results.expect(recipient, index, tag);
+        self.wake(group.announce(side_results), 1);
+    }
+
+    /// Results of `count` items were delivered, and woke their caller, who has so many more out, or nobody.
+    fn wake(&mut self, woken: Option<(Waker, usize)>, count: usize) {
+        match woken {
+            Some((waker, out)) => {
+                self.wakers.push(waker);
+                self.woken += out;
+            }
+            // Perhaps of a caller that was woken before: its items are fewer now. Too few are counted rather than too many, as then
+            // another caller is not left waiting.
+            None => self.woken = self.woken.saturating_sub(count),
         }
     }
 

@@ -113,6 +113,8 @@ pub(super) struct Scheduler {
     /// The pool's runtime ended before the pool.
     is_orphaned: bool,
     is_share_planned: bool,
+    /// When a call with long items was last given a worker of a quick one.
+    balanced: Option<Instant>,
     is_idle_planned: bool,
     is_quiet_check_planned: bool,
     is_fetch_planned: bool,
@@ -179,6 +181,7 @@ impl Scheduler {
             is_abandoned: false,
             is_orphaned: false,
             is_share_planned: false,
+            balanced: None,
             is_idle_planned: false,
             is_quiet_check_planned: false,
             is_fetch_planned: false,

@@ -96,7 +96,8 @@ impl Scheduler {
             effects.side_orders.extend(worker.unsent.map(|_| worker.side_orders.clone()));
         }
         if worker.side_results.is_damaged() && worker.phase != Phase::Killed {
-            worker.kill(Some(corrupt(&worker.name)));
+            let damage = worker.side_results.damage().filter(|error| error.kind() != ErrorKind::Corrupt);
+            worker.kill(Some(damage.map_or_else(|| corrupt(&worker.name), |error| not_received(&worker.name, &error))));
         }
         if !worker.lane.has_results() {
             return true;
@@ -253,6 +254,11 @@ fn teach(ended: &[(Arc<CallItems>, u32, Option<Duration>)], time: Duration, runs
         group.learn(time, *count);
         runs.add(time / *count, u64::from(*count));
     }
+}
+
+fn not_received(who: &str, error: &Error) -> Error {
+    let text = format!("{who} was killed, as a result of it could not be received: {error}; another takes its place");
+    Error::new(error.kind(), text)
 }
 
 fn corrupt(who: &str) -> Error {

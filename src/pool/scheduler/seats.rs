@@ -316,7 +316,8 @@ impl Seats {
             worker.is_some_and(|worker| worker.is_shared() && worker.has_more()),
             !is_single
                 && worker.is_some_and(|worker| {
-                    worker.checkout == 0 && !worker.is_vacating && worker.phase == Phase::Serving && worker.has_more()
+                    let has_orders = matches!(worker.phase, Phase::Serving | Phase::Leaving);
+                    worker.checkout == 0 && !worker.is_vacating && has_orders && worker.has_more()
                 }),
             worker.is_some_and(|worker| worker.is_vacating && !worker.running.is_empty()),
             worker.is_some_and(Worker::is_divisible),

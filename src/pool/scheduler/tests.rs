@@ -16,7 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-const SEATS: usize = 3;
+const SEATS: usize = 4;
 const MS: Duration = Duration::from_millis(1);
 
 struct Kill(Arc<AtomicBool>);
@@ -109,8 +109,11 @@ enum Act {
 impl World {
     /// A pool that looks into lanes that are marked, or into all of its few.
     fn new(few: usize) -> Self {
+        Self::of(few, Config { workers: 2..=2, grace: MS, ..Config::default() })
+    }
+
+    fn of(few: usize, config: Config) -> Self {
         let board = Arc::new(Board::create().unwrap());
-        let config = Config { workers: 2..=2, grace: MS, ..Config::default() };
         let mut scheduler = Scheduler::new(Arc::new(config), board);
         (scheduler.awake, scheduler.few) = (1, few);
         let mocks = (0..SEATS).map(|_| None).collect();
@@ -691,6 +694,81 @@ fn quiet_workers_stay_quiet_while_results_come() {
     world.time(3);
     assert_eq!(quiet(&world), 0, "nothing has come since");
     world.finish();
+}
+
+#[test]
+fn call_with_long_items_gets_its_part_of_the_workers_of_a_quick_one_and_no_more() {
+    let mut world = World::of(0, Config { workers: 4..=4, grace: MS, ..Config::default() });
+    // It has orders ahead everywhere, so that no worker becomes idle by itself.
+    world.submit_many(4000, MS);
+    world.submit_many(40, 10_000 * MS);
+    let [quick, slow] = [0, 1].map(|at| world.asked[at].group.clone());
+    let has = |world: &World, group: &Arc<CallItems>| {
+        let is_its = |worker: &Worker| worker.running.front().is_some_and(|front| Arc::ptr_eq(&front.group, group));
+        world.scheduler.seats.workers().filter(|(_, worker)| is_its(worker)).count()
+    };
+    let (mut vacated, mut before) = (0, 0);
+    for _ in 0..300 {
+        world.time(1);
+        for seat in 0..4 {
+            let front = world.scheduler.seats.get(seat).and_then(|worker| worker.running.front());
+            // Long items do not come to their end here.
+            let is_long = front.is_some_and(|front| Arc::ptr_eq(&front.group, &slow));
+            let worker = world.mocks[seat].as_mut().unwrap();
+            let has_begun = worker.order.as_ref().is_some_and(|(_, at_work)| *at_work > 0);
+            if !(is_long && has_begun) {
+                worker.step();
+            }
+            world.act(Act::Collect);
+            let now = world.scheduler.seats.workers().filter(|(_, worker)| worker.is_vacating).count();
+            vacated += now.saturating_sub(before);
+            before = now;
+        }
+    }
+    assert_eq!((has(&world, &slow), has(&world, &quick)), (2, 2), "{:?}", world.orders());
+    assert!((1..=2).contains(&vacated), "a worker was vacated {vacated} times");
+}
+
+#[test]
+fn worker_that_has_all_its_orders_gives_those_back_that_it_has_not_begun() {
+    let config = Config { workers: 2..=2, grace: MS, max_tasks_per_worker: Some(4), ..Config::default() };
+    let mut world = World::of(0, config);
+    world.submit(8, 4, false, Options { is_many: true, ..Options::default() });
+    (0..2).for_each(|seat| world.start(seat));
+    world.act(Act::Apply);
+    let taken_back = world.pending(0);
+    assert_eq!(taken_back, 3, "one of them goes on with its item only");
+}
+
+#[test]
+fn caller_that_was_not_woken_still_counts_when_another_got_results_of_several_workers() {
+    let mut world = World::of(0, Config { workers: 3..=3, grace: MS, ..Config::default() });
+    world.submit(3, 1, false, Options { is_many: true, ..Options::default() });
+    let group = world.asked[0].group.clone();
+    assert_eq!(world.orders(), [1, 1, 1]);
+    (0..2).for_each(|seat| world.run_worker(seat));
+    world.act(Act::Apply);
+    // Its waker is left there.
+    assert!(group.take_done_or_wait(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_none());
+    let is_another_out = world.event(|scheduler, effects| scheduler.results_arrived(effects));
+    assert!(is_another_out, "the other caller is to have the alarm armed");
+    world.finish();
+}
+
+#[test]
+fn order_that_is_over_is_not_taken_back_as_unsent() {
+    let mut world = World::new(0);
+    world.act(Act::Apply);
+    let (_, worker) = world.scheduler.seats.workers().find(|(_, worker)| worker.given == 1).unwrap();
+    let (side_orders, number) = (worker.side_orders.clone(), worker.running[0].number);
+    // The same row of the table.
+    let unsent =
+        Unsent { number: number.wrapping_add(lane::AHEAD), error: Error::other("it is too large"), is_final: false };
+    world.event(|scheduler, effects| scheduler.not_sent(&side_orders, &unsent, effects));
+    assert_eq!(world.scheduler.out, 1);
+    world.run_worker(0);
+    world.act(Act::Collect);
+    assert_eq!(world.scheduler.out, 0, "{}", world.unsettled());
 }
 
 #[test]
