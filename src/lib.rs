@@ -38,6 +38,7 @@
 //!
 //! Each timeout of this crate counts real time, because other processes do not run on tokio's clock, also in a test that pauses that clock:
 //! see [testing](guide::testing#paused-time).
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // A panic outside tests needs the proof that it cannot happen.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 // Where `main` begins is what the examples show.
