@@ -749,7 +749,7 @@ fn caller_that_was_not_woken_still_counts_when_another_got_results_of_several_wo
     (0..2).for_each(|seat| world.run_worker(seat));
     world.act(Act::Apply);
     // Its waker is left there.
-    assert!(group.take_done_or_wait(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_none());
+    assert!(group.take_done_or_wait(&std::task::Context::from_waker(std::task::Waker::noop())).is_none());
     let is_another_out = world.event(|scheduler, effects| scheduler.results_arrived(effects));
     assert!(is_another_out, "the other caller is to have the alarm armed");
     world.finish();
