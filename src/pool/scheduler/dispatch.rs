@@ -21,7 +21,7 @@ use super::deadlines::DueEvent;
 use super::effects::{Effects, Place};
 use super::queue::Queue;
 use super::worker::{Phase, Running, Worker, take_back};
-use super::{CheckedOut, DEPTH, Scheduler, later};
+use super::{CheckedOut, DEPTH, STARTS, Scheduler, later};
 use crate::channel::lane::Pace;
 use crate::error::Error;
 use crate::os::proc;
@@ -646,10 +646,16 @@ impl Worker {
             running.begun = Some(running.done);
         }
         let has_begun = running.begun == Some(running.done);
-        let transfer = TRANSFER_PER_KIB * (running.chunk.bytes().len() >> 10).try_into().unwrap_or(u32::MAX);
+        let len = running.chunk.bytes().len();
+        let mut transfer = TRANSFER_PER_KIB * (len >> 10).try_into().unwrap_or(u32::MAX);
+        if !has_begun && self.side_orders.has(running.number) {
+            transfer = transfer.max(STARTS);
+        }
         let in_transfer = if has_begun { Duration::ZERO } else { transfer };
-        has_more && now.saturating_duration_since(running.since) >= SHARE_AFTER + in_transfer
-            || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER + transfer
+        let is_slow = has_more && now.saturating_duration_since(running.since) >= SHARE_AFTER + in_transfer
+            || !has_begun && now.saturating_duration_since(running.since.max(moved)) >= TAKE_OVER_AFTER + transfer;
+        // On a busy machine it may take its time to receive them, but it does not sleep then.
+        is_slow && (has_begun || len <= SOON_COPIED || !proc::is_runnable(self.pid))
     }
 
     /// Returns `true` if it is at items that should long be over.
