@@ -9,6 +9,11 @@ async fn later() {}
 fn generic<T: Default>() -> T {
     T::default()
 }
+fn number(path: String) -> multiprocess::Result<u16> {
+    let text = std::fs::read_to_string(path)?;
+    let number = text.trim().parse::<u16>()?;
+    Ok(u16::try_from(i32::from(number) + 1)?)
+}
 struct Counter;
 impl Counter {
     fn associated(text: String) -> usize {
@@ -21,6 +26,7 @@ fn main() {
     if std::env::args().count() > 100 {
         let _ = Process::spawn(plain, (1,));
         let _ = Process::spawn(later, ());
+        let _ = Process::spawn(number, (String::new(),));
         let _ = Process::spawn(generic::<f64>, ());
         let _ = Process::spawn(Counter::associated, (String::new(),));
         let _ = Process::spawn(|x: i32| x + 1, (1,));

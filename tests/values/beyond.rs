@@ -5,6 +5,7 @@ use super::Ways;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Debug;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -87,6 +88,16 @@ enum Buffered {
     Value(ciborium::Value),
 }
 
+/// What two values that are equal to each other differ in.
+fn beyond_in<T: super::Animal, U: PartialEq + Debug>(ways: &mut Ways, name: &str, value: &T, look: impl Fn(&T) -> U) {
+    ways.sent += 1;
+    let arrived = ways.by_queue(value).map(|arrived| look(&arrived));
+    match arrived {
+        Ok(arrived) if arrived != look(value) => {}
+        arrived => ways.wrong.push(format!("{name} becomes {arrived:?}, but was to be changed")),
+    }
+}
+
 pub(super) fn send(ways: &mut Ways) {
     ways.beyond("i128 beyond 64 bits in an untagged enum", WideUntagged::Number(i128::MIN), Some("128"));
     ways.beyond("u128 in a flattened struct", WideFlat { a: 1, rest: WideInner { n: u128::MAX } }, Some("128"));
@@ -117,9 +128,18 @@ pub(super) fn send(ways: &mut Ways) {
 }
 
 fn of_crates(ways: &mut Ways) {
+    use ndarray::ShapeBuilder;
+    let by_columns = ndarray::Array2::from_shape_vec((2, 3).f(), vec![1, 2, 3, 4, 5, 6_i32]).unwrap();
+    beyond_in(ways, "an array in column-major order", &by_columns, |array| array.strides().to_vec());
+    assert_eq!(ways.by_queue(&by_columns).unwrap(), by_columns, "its elements arrive");
+    let noon = chrono::NaiveDate::from_ymd_opt(2024, 2, 29).and_then(|day| day.and_hms_opt(12, 0, 0)).unwrap();
+    let odd = noon.and_local_timezone(chrono::FixedOffset::east_opt(3601).unwrap()).unwrap();
+    beyond_in(ways, "an offset with seconds", &odd, |time| time.offset().local_minus_utc());
     let null = || Box::new(ciborium::Value::Null);
     ways.beyond("a tag of CBOR", ciborium::Value::Tag(1, null()), None);
     ways.beyond("an extension of MessagePack", rmpv::Value::Ext(3, vec![1, 2]), None);
+    let tagged: serde_yaml_ng::Value = serde_yaml_ng::from_str("!tag {a: 1}").unwrap();
+    ways.beyond("a tag of YAML", tagged, None);
     let bytes = Buffered::Value(ciborium::Value::Bytes(b"abc".to_vec()));
     ways.beyond("bytes that are UTF-8 as a value of any kind in an untagged enum", bytes, None);
 }

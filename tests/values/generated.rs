@@ -33,8 +33,10 @@ enum Node {
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         right: Vec<Node>,
     },
+    Blob(#[serde(with = "serde_bytes")] Vec<u8>),
     Tagged(Tagged),
     Untagged(Untagged),
+    Adjacent(Adjacent),
     Flat(Flat),
 }
 
@@ -56,8 +58,29 @@ fn is_zero(n: &u16) -> bool {
 #[serde(tag = "t")]
 enum Tagged {
     Unit,
-    Struct { a: Option<u64>, b: Vec<i32> },
+    Struct {
+        a: Option<u64>,
+        b: Vec<i32>,
+    },
     Inner(Leaf),
+    Blob {
+        #[serde(with = "serde_bytes")]
+        blob: Vec<u8>,
+    },
+    Many {
+        many: Vec<Tagged>,
+        adjacent: Adjacent,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t", content = "c")]
+enum Adjacent {
+    Unit,
+    Maybe(Option<Option<u8>>),
+    Tuple(u8, Vec<(u16, bool)>),
+    Struct { a: Option<()>, b: String },
+    Many(Vec<Adjacent>),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +91,16 @@ enum Untagged {
     Text(String),
     List(Vec<u8>),
     Leaf(Leaf),
+    Blob {
+        #[serde(with = "serde_bytes")]
+        blob: Vec<u8>,
+    },
+    // No list by itself: one of numbers would be taken for `List`.
+    Many {
+        many: Vec<Untagged>,
+        tagged: Tagged,
+        flat: Option<Box<Flat>>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +115,9 @@ struct Flat {
     before: u8,
     #[serde(flatten)]
     leaf: Leaf,
+    inner: Option<Box<Flat>>,
+    #[serde(with = "serde_bytes")]
+    blob: Vec<u8>,
     #[serde(flatten)]
     rest: BTreeMap<String, Option<u64>>,
 }
@@ -95,28 +131,61 @@ fn row() -> impl Strategy<Value = Row> {
     (any::<u32>(), any::<(i8, bool)>(), any::<[i64; 2]>(), d).prop_map(|(a, b, c, d)| Row { a, b, c, d })
 }
 
+fn adjacent() -> impl Strategy<Value = Adjacent> {
+    let leaf = prop_oneof![
+        Just(Adjacent::Unit),
+        any::<Option<Option<u8>>>().prop_map(Adjacent::Maybe),
+        any::<(u8, Vec<(u16, bool)>)>().prop_map(|(n, pairs)| Adjacent::Tuple(n, pairs)),
+        any::<(Option<()>, String)>().prop_map(|(a, b)| Adjacent::Struct { a, b }),
+    ];
+    leaf.prop_recursive(2, 6, 3, |inner| proptest::collection::vec(inner, 0..3).prop_map(Adjacent::Many))
+}
+
+/// Bytes, often those of a text.
+fn blob() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![any::<String>().prop_map(String::into_bytes), any::<Vec<u8>>()]
+}
+
 fn tagged() -> impl Strategy<Value = Tagged> {
-    prop_oneof![
+    let leaf = prop_oneof![
         Just(Tagged::Unit),
         (any::<Option<u64>>(), any::<Vec<i32>>()).prop_map(|(a, b)| Tagged::Struct { a, b }),
         leaf().prop_map(Tagged::Inner),
-    ]
+        blob().prop_map(|blob| Tagged::Blob { blob }),
+    ];
+    leaf.prop_recursive(2, 6, 3, |inner| {
+        (proptest::collection::vec(inner, 0..3), adjacent())
+            .prop_map(|(many, adjacent)| Tagged::Many { many, adjacent })
+    })
 }
 
 fn untagged() -> impl Strategy<Value = Untagged> {
-    prop_oneof![
+    let leaf = prop_oneof![
         any::<bool>().prop_map(Untagged::Flag),
         any::<i64>().prop_map(Untagged::Number),
         any::<String>().prop_map(Untagged::Text),
         any::<Vec<u8>>().prop_map(Untagged::List),
         leaf().prop_map(Untagged::Leaf),
-    ]
+        blob().prop_map(|blob| Untagged::Blob { blob }),
+    ];
+    leaf.prop_recursive(2, 6, 3, |inner| {
+        let flat = proptest::option::of(flat().prop_map(Box::new));
+        (proptest::collection::vec(inner, 0..3), tagged(), flat).prop_map(|(many, tagged, flat)| Untagged::Many {
+            many,
+            tagged,
+            flat,
+        })
+    })
 }
 
 fn flat() -> impl Strategy<Value = Flat> {
     // Names that the other fields have would be taken for them.
     let rest = proptest::collection::btree_map("r[a-z]{0,4}", any::<Option<u64>>(), 0..4);
-    (any::<u8>(), leaf(), rest).prop_map(|(before, leaf, rest)| Flat { before, leaf, rest })
+    let one = (any::<u8>(), leaf(), blob(), rest);
+    let one = one.prop_map(|(before, leaf, blob, rest)| Flat { before, leaf, inner: None, blob, rest }).boxed();
+    one.clone().prop_recursive(2, 4, 1, move |inner| {
+        (one.clone(), inner).prop_map(|(flat, inner)| Flat { inner: Some(Box::new(inner)), ..flat })
+    })
 }
 
 fn node() -> impl Strategy<Value = Node> {
@@ -136,6 +205,8 @@ fn node() -> impl Strategy<Value = Node> {
         any::<Vec<(u8, Option<u16>)>>().prop_map(Node::Mixed),
         any::<Option<Option<u8>>>().prop_map(Node::Twice),
         any::<BTreeMap<Option<u8>, Option<()>>>().prop_map(Node::Keys),
+        blob().prop_map(Node::Blob),
+        adjacent().prop_map(Node::Adjacent),
         tagged().prop_map(Node::Tagged),
         untagged().prop_map(Node::Untagged),
         flat().prop_map(Node::Flat),

@@ -9,6 +9,7 @@
 mod attributes;
 mod beyond;
 mod crates;
+mod deep;
 mod generated;
 mod standard;
 
