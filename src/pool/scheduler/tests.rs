@@ -136,6 +136,7 @@ impl World {
         let result = happens(&mut self.scheduler, &mut effects);
         self.scheduler.leave(&mut effects);
         self.wakers += effects.wakers.len();
+        effects.side_orders.iter().for_each(|side_orders| assert!(side_orders.send().is_empty()));
         self.check();
         result
     }
