@@ -1855,7 +1855,10 @@ mod supervision {
         let mut child =
             Process::builder().restart(often()).spawn(async || std::future::pending::<()>().await, ()).unwrap();
         let watches = async |mut states: mp::WatchReceiver<SupervisedState>| {
-            let is_second = |state: &SupervisedState| matches!(state, SupervisedState::Running { restarts: 1.., .. });
+            // It may come late to all of this.
+            let is_second = |state: &SupervisedState| {
+                matches!(state, SupervisedState::Running { restarts: 1.., .. } | SupervisedState::Ended { .. })
+            };
             states.wait_for(is_second).await.unwrap();
             let is_over = |state: &SupervisedState| matches!(state, SupervisedState::Ended { .. });
             states.wait_for(is_over).await.unwrap()

@@ -2,7 +2,7 @@
 
 use multiprocess::{self as mp, ErrorKind, Event, Pool, PoolService, Value};
 use std::future::Future;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tower::buffer::Buffer;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
@@ -179,4 +179,34 @@ async fn options_of_calls_are_those_that_the_service_was_configured_with() {
     };
     let service = pool.service(dies_once).configure(|call| call.retries(1));
     assert_eq!(within(service.oneshot(Value::new(0).unwrap())).await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn service_in_line_learns_the_end_of_the_pool_though_another_keeps_all_room() {
+    let pool = Pool::builder().workers(1).max_waiting(1).build().unwrap();
+    let mut keeper = pool.service(twice);
+    assert!(is_ready(&mut keeper));
+    let mut service = pool.service(twice);
+    let waiting = tokio::spawn(async move { service.ready().await.map(drop) });
+    let call = tokio::spawn(pool.apply(twice, (1,)));
+    tokio::task::yield_now().await;
+    pool.terminate();
+    assert_eq!(within(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(within(call).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn response_whose_task_has_no_turn_left_keeps_its_room() {
+    let pool = Pool::builder().workers(1).max_waiting(1).build().unwrap();
+    let mut service = pool.service(twice);
+    let mut response = within(service.ready()).await.unwrap().call(4);
+    let used_up = std::future::poll_fn(|cx| {
+        while let Poll::Ready(turn) = tokio::task::coop::poll_proceed(cx) {
+            turn.made_progress();
+        }
+        let pending = std::pin::Pin::new(&mut response).poll(cx).is_pending();
+        Poll::Ready(pending && pool.try_apply(twice, (1,)).is_err())
+    });
+    assert!(used_up.await);
+    assert_eq!(within(response).await.unwrap(), 8);
 }

@@ -6,12 +6,34 @@
 mod os {
     pub(crate) mod identity;
     pub(crate) mod stack;
+
+    pub(crate) mod memory {
+        pub(crate) fn with_room<P>(mut buffer: Vec<P>, len: usize) -> Vec<P> {
+            buffer.reserve_exact(len);
+            buffer
+        }
+    }
 }
 
 #[path = "../../src/wire"]
 mod wire {
     pub(crate) mod limits;
     pub(crate) mod format;
+    pub(crate) mod list;
+
+    /// No buffer is used again here: a message in one that is too small is to be found.
+    pub(crate) mod buffers {
+        pub(crate) fn make_room(buffer: &mut Vec<u8>, len: usize) {
+            buffer.reserve(len);
+        }
+
+        pub(crate) fn with_room(len: usize) -> Vec<u8> {
+            Vec::with_capacity(len)
+        }
+
+        pub(crate) fn keep(_: Vec<u8>) {}
+    }
+    pub(crate) use buffers::{keep, with_room};
 }
 
 use wire::format::fuzz;

@@ -83,6 +83,15 @@ type Received = (Buffer, Vec<OwnedFd>);
 /// Why a put, or a try of one, took nothing.
 pub(super) type Refused<T> = (Error, T);
 
+/// An item of a joinable queue that is being decoded by code of the user, which may fail or panic: then it is done.
+struct BeingDecoded<'a>(&'a ChannelCore);
+
+impl Drop for BeingDecoded<'_> {
+    fn drop(&mut self) {
+        self.0.forget();
+    }
+}
+
 impl ChannelCore {
     pub(super) fn new(
         mut ring: Ring,
@@ -467,11 +476,10 @@ impl ChannelCore {
     }
 
     fn decode<T: DeserializeOwned + 'static>(&self, (buffer, fds): Received) -> Result<T> {
-        buffer.decode(fds).inspect_err(|_| {
-            if self.is_joinable {
-                self.forget();
-            }
-        })
+        let unread = self.is_joinable.then(|| BeingDecoded(self));
+        let value = buffer.decode(fds)?;
+        unread.into_iter().for_each(std::mem::forget);
+        Ok(value)
     }
 
     /// An item that was taken and that nobody got is done.

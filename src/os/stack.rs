@@ -23,6 +23,11 @@ pub(crate) fn with_room<R>(bytes: usize, deep: impl FnOnce() -> R) -> io::Result
     Ok(stacker::grow(size, deep))
 }
 
+/// Returns `true` if this thread has so much stack left, or that much can be mapped and `beside` bytes of memory as well.
+pub(crate) fn has_room(bytes: usize, beside: usize) -> bool {
+    stacker::remaining_stack().is_some_and(|left| left >= bytes) || rehearse(bytes.saturating_add(beside)).is_ok()
+}
+
 /// Whether so much memory can be mapped: `stacker` would panic if not.
 #[cold]
 fn rehearse(bytes: usize) -> io::Result<()> {

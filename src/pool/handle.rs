@@ -181,6 +181,16 @@ impl<R> Call<R> {
         self
     }
 
+    /// Returns `true` if its item was handed in, or cannot be.
+    #[cfg(feature = "tower")]
+    pub(super) fn has_begun(&self) -> bool {
+        match &self.stage {
+            Stage::Planned { .. } => false,
+            Stage::Flying(flight) => !flight.is_held_back(),
+            Stage::Failed(_) | Stage::Over => true,
+        }
+    }
+
     pub(super) fn of<F, A, M>(pool: Arc<PoolLifetime>, f: F, args: A) -> Self
     where
         F: Function<A, M, Output = R>,

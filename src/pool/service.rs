@@ -5,6 +5,7 @@ use super::flight::Target;
 use super::handle::Call;
 use super::input::One;
 use crate::error::Error;
+use crate::os::fork;
 use crate::process::Function;
 use crate::process::function::Arguments;
 use serde::de::DeserializeOwned;
@@ -19,7 +20,9 @@ struct Reserved(Arc<Shared>);
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.0.give_back_one();
+        if !fork::is_forked() {
+            self.0.give_back_one();
+        }
     }
 }
 
@@ -38,7 +41,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
+        if let Some(ticket) = self.ticket.take().filter(|_| !fork::is_forked()) {
             self.shared.leave_line(ticket);
         }
     }
@@ -74,7 +77,8 @@ type Configure<R> = Arc<dyn Fn(Call<R>) -> Call<R> + Send + Sync>;
 /// - `poll_ready` is ready when the pool has room for one more waiting item, and keeps that room for the next `call`. Only a pool with
 ///   [`max_waiting`](crate::PoolBuilder::max_waiting) can be without room; services and other callers get it in the order in which they
 ///   asked.
-/// - A service that is ready and not called holds room that others could use. Drop it, or call it.
+/// - A service that is ready and not called holds room that others could use, and so does one that was refused and keeps its place in
+///   line. Drop it, or call it: a clone for each request, as `axum` makes it, does that.
 /// - A `call` that no `poll_ready` went before waits for room as [`apply`](crate::Pool::apply) does.
 ///
 /// # Errors
@@ -199,8 +203,10 @@ impl<R: DeserializeOwned + 'static> Future for PoolResponse<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R, Error>> {
         let result = Pin::new(&mut self.call).poll(cx);
-        // It waits among the items of the pool now, or failed.
-        self.reserved = None;
+        // A task that has used up its turn has handed nothing in.
+        if result.is_ready() || self.call.has_begun() {
+            self.reserved = None;
+        }
         result
     }
 }

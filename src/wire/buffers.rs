@@ -3,11 +3,15 @@
 //! | buffer | kept | until |
 //! |---|---|---|
 //! | of up to 64 KiB | one by each thread | the thread ends |
-//! | of up to [`MOST_KEPT`] | one by the process | it has not been used for [`IDLE`]: between that and twice that after its last use |
+//! | of up to [`MOST_KEPT`] | one by the process, if it has several threads | it has not been used for [`IDLE`]: between that and twice that after its last use |
 //! | a larger one | - | its message is gone |
+//!
+//! A kept buffer serves messages of at least half its size: those that are held for long, such as arguments of a pool, must not pin
+//! much more than they have.
 //!
 //! A fresh large buffer costs a page fault for each of its pages, which is more than it costs to fill it.
 
+use crate::os::spawn::SingleThreaded;
 use crate::os::sync::lock;
 use crate::os::{background, fork, memory};
 use std::cell::Cell;
@@ -61,7 +65,8 @@ fn keep_large(buffer: Vec<u8>) {
         return;
     }
     let mut large = lock(&LARGE);
-    if !large.has_thread && background::start("mp-buffers", run).is_err() {
+    // A plain function has the only thread of its process.
+    if !large.has_thread && (SingleThreaded::check().is_some() || background::start("mp-buffers", run).is_err()) {
         return;
     }
     (large.has_thread, large.is_used) = (true, true);
@@ -99,15 +104,16 @@ pub(super) fn make_room(buffer: &mut Vec<u8>, len: usize) {
 }
 
 /// An empty buffer with room for `len` bytes.
-pub(super) fn with_room(len: usize) -> Vec<u8> {
+pub(crate) fn with_room(len: usize) -> Vec<u8> {
     if len > SPARE_LIMIT { take_large(len) } else { memory::with_room(spare(), len) }
 }
 
 fn take_large(len: usize) -> Vec<u8> {
+    let serves = |kept: &Vec<u8>| (len..=len.saturating_mul(2)).contains(&kept.capacity());
     let is_kept = len <= MOST_KEPT && !fork::is_forked();
-    let kept = if is_kept { std::mem::take(&mut lock(&LARGE).buffer) } else { Vec::new() };
-    let kept = if kept.capacity() >= len { kept } else { Vec::new() };
-    memory::with_room(kept, len)
+    let kept = if is_kept { Some(lock(&LARGE)).filter(|large| serves(&large.buffer)) } else { None };
+    let buffer = kept.map(|mut large| std::mem::take(&mut large.buffer)).unwrap_or_default();
+    memory::with_room(buffer, len)
 }
 
 #[cfg(test)]
@@ -123,6 +129,10 @@ mod tests {
         make_room(&mut buffer, 1 << 19);
         assert_eq!((buffer[..].to_vec(), buffer.capacity() >= 1 << 20, has_one()), (vec![1, 2, 3], true, false));
         keep(buffer);
+        // A small message does not take it along.
+        let mut small = vec![1];
+        make_room(&mut small, 70_000);
+        assert!(small.capacity() < 1 << 20 && has_one());
         keep(Vec::with_capacity(MOST_KEPT + 1));
         let start = std::time::Instant::now();
         while has_one() && start.elapsed() < Duration::from_secs(60) {

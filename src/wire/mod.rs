@@ -15,7 +15,7 @@ mod plain;
 
 pub(crate) use attach::Attachment;
 pub use attach::Fd;
-pub(crate) use buffers::{keep, spare};
+pub(crate) use buffers::{keep, spare, with_room};
 pub(crate) use encode::{
     Buffer, EncodedMessage, Message, Parcel, Payload, append, as_plain, decode, decode_bytes, encode, encode_by_serde,
     from_bytes, most_through_buffer, needs_memory, needs_memory_beside_buffer, takes_buffer, to_bytes,

@@ -216,6 +216,9 @@ impl Scheduler {
     pub(super) fn leave(&mut self, effects: &mut Effects) -> usize {
         effects.notify_taker = self.taken.take_notice();
         self.totals.add(std::mem::take(&mut effects.totals));
+        // Those who keep room may never hand anything in then, and those in line get an error or are the last.
+        let is_over = self.is_closed || self.is_orphaned || self.broken.is_some();
+        self.room.lift(is_over, &mut effects.wakers);
         self.room.pass_on(self.waiting, &mut effects.wakers);
         self.out -= effects.settled;
         self.seats.update();

@@ -16,6 +16,8 @@ pub(super) struct Room {
     /// Callers that were woken, each with room for one item.
     woken: BTreeSet<u64>,
     tickets: u64,
+    /// Nothing waits for a worker here any more: all have room, for an error or for their last items.
+    is_lifted: bool,
 }
 
 impl Room {
@@ -33,6 +35,11 @@ impl Room {
         waker: &mut Option<Waker>,
     ) -> usize {
         let Some(most) = self.most.filter(|_| wanted > 0) else { return wanted };
+        if self.is_lifted {
+            // Its waker is dropped by the caller.
+            *waker = ticket.take().and_then(|ticket| self.leave(ticket)).or(waker.take());
+            return wanted;
+        }
         let held = ticket.is_some_and(|ticket| self.woken.remove(&ticket));
         if !held && let Some(place) = ticket.and_then(|ticket| self.waiters.get_mut(&ticket)) {
             // The old waker goes to the caller, which drops it without a lock.
@@ -68,6 +75,14 @@ impl Room {
         waker
     }
 
+    /// From now on there is room for all, whoever keeps some, or no longer.
+    pub(super) fn lift(&mut self, is_lifted: bool, wakers: &mut Vec<Waker>) {
+        self.is_lifted = is_lifted;
+        if is_lifted {
+            wakers.extend(std::mem::take(&mut self.waiters).into_values());
+        }
+    }
+
     /// The callers to wake now that `waiting` items wait.
     pub(super) fn pass_on(&mut self, waiting: usize, wakers: &mut Vec<Waker>) {
         let Some(most) = self.most else { return };
@@ -84,6 +99,24 @@ impl Room {
 #[cfg(all(test, not(multiprocess_loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_callers_have_room_once_the_bound_is_lifted() {
+        let (mut room, mut wakers, waker) = (Room::new(Some(1)), Vec::new(), || Some(Waker::noop().clone()));
+        let [mut a, mut b, mut c] = [None; 3];
+        assert_eq!(room.reserve(0, 1, &mut a, &mut waker()), 1);
+        assert_eq!((room.reserve(0, 1, &mut b, &mut waker()), room.reserve(0, 1, &mut c, &mut waker())), (0, 0));
+        // One of those in line has got the room of the first, and does not come for it.
+        room.give_back(1);
+        room.pass_on(0, &mut wakers);
+        assert_eq!(wakers.len(), 1);
+        room.lift(true, &mut wakers);
+        assert_eq!(wakers.len(), 2);
+        assert_eq!((room.reserve(0, 1, &mut c, &mut waker()), room.reserve(0, 3, &mut b, &mut waker())), (1, 3));
+        assert_eq!((b, c, room.reserved), (None, None, 0));
+        room.lift(false, &mut wakers);
+        assert_eq!((room.reserve(0, 2, &mut a, &mut waker()), room.reserve(0, 1, &mut b, &mut waker())), (1, 0));
+    }
 
     #[test]
     fn room_goes_to_waiting_callers_in_order_and_past_those_that_leave() {

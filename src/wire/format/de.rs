@@ -46,6 +46,9 @@ fn read<'de, T: Deserialize<'de>>(message: &'de [u8], apart: &'de mut [Apart]) -
             // In a `Box`, and in serde's own buffer, there may be values that take as much memory as the message. Where there
             // is no such stack, the least has to do.
             let of_values = others.saturating_mul(COPIES).min(MOST_STACK_OF_VALUES);
+            // The value itself needs memory, too.
+            let whole = least.saturating_add(of_values);
+            let of_values = if stack::has_room(whole, whole) { of_values } else { 0 };
             let mut read = || T::deserialize(&mut reader);
             let read = stack::with_room(least.saturating_add(of_values), &mut read)
                 .or_else(|_| stack::with_room(least, &mut read));
@@ -186,7 +189,7 @@ impl<'de> Reader<'de> {
         let large: usize = apart.iter().map(|part| part.list.bytes().len()).sum();
         let mut listed = 0;
         if head & HAS_PARTS != 0 {
-            listed = parts::cut(&mut self.rest)?;
+            listed = parts::cut(&mut self.rest, large)?;
             self.apart = apart.iter_mut();
         }
         self.take_table(len + large, large, head)?;

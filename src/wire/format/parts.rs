@@ -7,9 +7,8 @@
 //! The list is a hint: a message without it, or of which all bytes are at hand, is read in the same way.
 
 use super::{HAS_PARTS, Result, fail};
-use crate::os::memory;
 use crate::wire::list::{List, Source};
-use crate::wire::{keep, spare};
+use crate::wire::{keep, with_room};
 
 /// From so many bytes on, something is a large part.
 pub(super) const LARGE: usize = if cfg!(any(test, fuzzing)) { 8 } else { 64 << 10 };
@@ -38,16 +37,28 @@ pub(super) fn append(parts: &[Part], to: &mut Vec<u8>) {
     to.push(parts.len() as u8);
 }
 
-/// Takes the list off the end of a message, and returns how many bytes it says that the parts have.
-pub(super) fn cut(message: &mut &[u8]) -> Result<usize> {
+/// Takes the list off the end of a message, of which `apart` bytes are by themselves; returns how many bytes it says that the parts have,
+/// 0 if that cannot be.
+pub(super) fn cut(message: &mut &[u8], apart: usize) -> Result<usize> {
     let split = message.split_last().and_then(|(count, rest)| {
         let left = rest.len().checked_sub(usize::from(*count) * ENTRY)?;
         rest.split_at_checked(left)
     });
     let Some((left, list)) = split else { return fail("the list of its large parts is longer than the message") };
     *message = left;
-    let bytes = |part: Part| usize::try_from(part.len).unwrap_or(usize::MAX);
-    Ok(list.chunks_exact(ENTRY).filter_map(part_of).map(bytes).fold(0, usize::saturating_add))
+    let parts: Vec<Part> = list.chunks_exact(ENTRY).filter_map(part_of).collect();
+    let is_possible = are_possible(&parts, (1 + left.len() + apart) as u64);
+    Ok(if is_possible { parts.iter().map(|part| part.len as usize).sum() } else { 0 })
+}
+
+/// Returns `true` if parts can lie so in a message that is over at `end`.
+fn are_possible(parts: &[Part], end: u64) -> bool {
+    let mut from = 1;
+    parts.iter().all(|part| {
+        let begins = part.at >= from && part.len >= LARGE as u64 && [1, 2, 4, 8].contains(&part.size);
+        from = part.at.saturating_add(part.len);
+        begins && part.len.is_multiple_of(part.size.into()) && from <= end
+    })
 }
 
 /// A large part by itself.
@@ -68,10 +79,9 @@ pub(crate) struct Parted {
 impl Parted {
     /// Copies a message. One whose list is damaged stays in one piece.
     pub(crate) fn receive(from: &impl Source) -> Self {
-        let mut parted = Self { rest: spare(), apart: Vec::new() };
         let parts = list_of(from).unwrap_or_default();
         let large: usize = parts.iter().map(|part| part.len as usize).sum();
-        parted.rest = memory::with_room(parted.rest, from.len() - large);
+        let mut parted = Self { rest: with_room(from.len() - large), apart: Vec::new() };
         let mut copied = 0;
         for part in parts {
             let (at, len) = (part.at as usize, part.len as usize);
@@ -108,13 +118,7 @@ fn list_of(from: &impl Source) -> Option<Vec<Part>> {
     let count = usize::from(read(last, 1)[0]);
     let start = last.checked_sub(count * ENTRY).filter(|_| (1..=MOST).contains(&count))?;
     let parts: Vec<Part> = read(start, count * ENTRY).chunks_exact(ENTRY).filter_map(part_of).collect();
-    let mut end = 1;
-    let is_possible = |part: &Part| {
-        let begins = part.at >= end && part.len >= LARGE as u64 && [1, 2, 4, 8].contains(&part.size);
-        end = part.at.saturating_add(part.len);
-        begins && part.len.is_multiple_of(part.size.into()) && end <= start as u64
-    };
-    (parts.len() == count && parts.iter().all(is_possible)).then_some(parts)
+    (parts.len() == count && are_possible(&parts, start as u64)).then_some(parts)
 }
 
 fn part_of(entry: &[u8]) -> Option<Part> {

@@ -210,7 +210,8 @@ impl Writer<'_> {
     /// Notes a part that is about to be written, if it is large.
     #[inline]
     fn note_part(&mut self, len: usize, size: usize) {
-        if len >= LARGE {
+        // One more than are listed tells that there are too many.
+        if len >= LARGE && self.parts.len() <= parts::MOST {
             self.parts.push(Part { at: (self.out.len() - self.start) as u64, len: len as u64, size: size as u8 });
         }
     }
