@@ -150,6 +150,10 @@ async fn proc_09_after_join_it_is_over_with_code_0() {
 async fn proc_10_a_plain_function_runs_on_the_only_thread_of_its_process() {
     let threads = || std::fs::read_dir("/proc/self/task").map(|dir| dir.count()).unwrap_or(0);
     assert_eq!(within(Process::spawn(threads, ()).unwrap()).await.unwrap(), 1);
+    // Also with arguments whose buffer is worth keeping.
+    let threads = |_: i32, _: Vec<u8>, _: Vec<f64>| std::fs::read_dir("/proc/self/task").map_or(0, |dir| dir.count());
+    let large = (1, vec![0; 100_000], vec![0.5; 100_000]);
+    assert_eq!(within(Process::spawn(threads, large).unwrap()).await.unwrap(), 1);
 }
 
 #[tokio::test]
