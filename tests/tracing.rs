@@ -195,6 +195,43 @@ async fn switched_off_nothing_arrives() {
     assert_eq!(seen.take(), []);
 }
 
+/// Another subscriber as the default of this thread, with an open span of its own.
+fn another() -> (Seen, tracing::Span, DefaultGuard) {
+    let (other, default) = Seen::begin();
+    (other, tracing::info_span!("of the other"), default)
+}
+
+#[tokio::test]
+async fn spans_are_closed_at_their_own_subscriber_whatever_is_the_default_then() {
+    let _deadline = Deadline::start();
+    for has_another in [false, true] {
+        let (seen, default) = Seen::begin();
+        let child = tracing::info_span!("outer").in_scope(|| Process::spawn(tell, (1,)).unwrap());
+        drop(default);
+        let other = has_another.then(another);
+        within(child).await.unwrap();
+        eventually("all spans of the starter are closed", || seen.open.load(Relaxed) == 0).await;
+        if let Some((other, _span, _default)) = &other {
+            assert_eq!(other.open.load(Relaxed), 1, "the other subscriber keeps its span");
+        }
+    }
+}
+
+#[tokio::test]
+async fn spans_of_a_task_are_closed_at_their_own_subscriber_whatever_is_the_default_then() {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(1).unwrap();
+    let (seen, default) = Seen::begin();
+    let mut call = Box::pin(pool.apply(tell, (1,)));
+    let mut idle = std::task::Context::from_waker(std::task::Waker::noop());
+    tracing::info_span!("outer").in_scope(|| assert!(call.as_mut().poll(&mut idle).is_pending()));
+    drop(default);
+    let (other, _span, _default) = another();
+    within(call).await.unwrap();
+    eventually("all spans of the caller are closed", || seen.open.load(Relaxed) == 0).await;
+    assert_eq!(other.open.load(Relaxed), 1, "the other subscriber keeps its span");
+}
+
 static OWN: AtomicU32 = AtomicU32::new(0);
 
 /// Counts events; has spans of its own.
@@ -562,4 +599,77 @@ async fn record_of_a_thread_that_a_task_has_left_behind_stays_with_its_own_call(
     let told: Vec<_> = seen.take().into_iter().map(|told| (told.spans, told.text)).collect();
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].0, "first/left behind");
+}
+
+thread_local! {
+    static LAST: TellsAtTheEnd = const { TellsAtTheEnd };
+}
+
+fn tell_at_the_end_of_the_thread(code: Option<i32>) {
+    LAST.with(|_| ());
+    tracing::info!("first");
+    if let Some(code) = code {
+        std::process::exit(code);
+    }
+}
+
+#[tokio::test]
+async fn record_in_the_drop_of_a_thread_local_does_not_end_the_child() {
+    let _deadline = Deadline::start();
+    let (_seen, _default) = Seen::begin();
+    for method in [StartMethod::ForkServer, StartMethod::Spawn] {
+        for code in [None, Some(7)] {
+            let builder = Process::builder().start_method(method);
+            let mut child = builder.spawn(tell_at_the_end_of_the_thread, (code,)).unwrap();
+            let status = within(child.wait()).await.unwrap();
+            assert_eq!(status.code(), Some(code.unwrap_or(0)), "{method:?}: {status}");
+        }
+    }
+}
+
+/// Forks while another thread uses spans of the same subscriber. A forked process that hangs is ended by an alarm.
+fn fork_beside_spans() {
+    let dispatch = tracing::dispatcher::get_default(Clone::clone);
+    let span = tracing::info_span!("cloned");
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    let clone = || {
+        tracing::dispatcher::with_default(&dispatch, || {
+            while !is_done.load(Relaxed) {
+                drop(span.clone());
+            }
+        })
+    };
+    let fork = || {
+        // SAFETY: the process that is made uses what is safe after a fork, and ends by `_exit` or by a signal.
+        match unsafe { libc::fork() } {
+            0 => {
+                // SAFETY: they have no preconditions.
+                unsafe { libc::alarm(20) };
+                drop(span.clone());
+                span.record("n", 1);
+                // SAFETY: it ends the process.
+                unsafe { libc::_exit(0) }
+            }
+            forked => {
+                let mut status = -1;
+                // SAFETY: waits for the process that was just made.
+                unsafe { libc::waitpid(forked, &mut status, 0) };
+                status
+            }
+        }
+    };
+    let statuses: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(clone);
+        let statuses = (0..200).map(|_| fork()).take_while(|status| *status == 0).collect();
+        is_done.store(true, Relaxed);
+        statuses
+    });
+    assert_eq!(statuses.len(), 200, "a forked process hangs");
+}
+
+#[tokio::test]
+async fn process_forked_while_another_thread_uses_spans_goes_on() {
+    let _deadline = Deadline::start();
+    let (_seen, _default) = Seen::begin();
+    within(Process::spawn(fork_beside_spans, ()).unwrap()).await.unwrap();
 }

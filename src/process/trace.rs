@@ -19,7 +19,7 @@
 //! # Invariants
 //! 1. A packet holds whole records, and is sent whole or not at all.
 //! 2. A subscriber that the child's program sets for itself wins: a record goes to it or to the starter, never to both.
-//! 3. A process that was forked by the child's function sends nothing.
+//! 3. A process that was forked by the child's function sends nothing, and takes no lock for it.
 //!
 //! # Death
 //! | killed | what follows |

@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::record::{LEVELS, Message, Place, Values, number_of};
-use crate::os::background;
 use crate::os::sync::lock;
+use crate::os::{background, fork};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -24,6 +24,11 @@ pub(crate) trait Sink: Send + Sync + 'static {
 thread_local! {
     /// The spans that this thread is in, the innermost last.
     static ENTERED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `None` at the end of a thread, when it is gone: what is dropped then may still record.
+fn with_entered<T>(then: impl FnOnce(&mut Vec<u64>) -> T) -> Option<T> {
+    ENTERED.try_with(|entered| then(&mut entered.borrow_mut())).ok()
 }
 
 /// The number of the first span. The spans of a subscriber of the program have others: a counter does not come so far, and a registry has not so
@@ -91,7 +96,7 @@ impl<S: Sink> Recorder<S> {
     }
 
     fn entered() -> Option<u64> {
-        ENTERED.with_borrow(|entered| entered.last().copied())
+        with_entered(|entered| entered.last().copied()).flatten()
     }
 }
 
@@ -123,6 +128,10 @@ impl<S: Sink> Subscriber for Recorder<S> {
             };
         }
         let id = self.next_id.fetch_add(1, Relaxed);
+        // Another thread may have had the lock at the fork.
+        if fork::is_forked() {
+            return Id::from_u64(id);
+        }
         let mut values = Values::default();
         attributes.record(&mut values);
         let parent = if attributes.is_contextual() { Self::entered() } else { explicit.map(Id::into_u64) };
@@ -137,7 +146,7 @@ impl<S: Sink> Subscriber for Recorder<S> {
         if let Some(own) = self.owner_of(span) {
             return own.record(span, record);
         }
-        if lock(&self.open).get(&span.into_u64()).is_some_and(|open| open.is_sent) {
+        if !fork::is_forked() && lock(&self.open).get(&span.into_u64()).is_some_and(|open| open.is_sent) {
             let mut values = Values::default();
             record.record(&mut values);
             self.sink.take(Message::Record { id: span.into_u64(), values });
@@ -163,7 +172,7 @@ impl<S: Sink> Subscriber for Recorder<S> {
     fn enter(&self, id: &Id) {
         match self.owner_of(id) {
             Some(own) => own.enter(id),
-            None => ENTERED.with_borrow_mut(|entered| entered.push(id.into_u64())),
+            None => _ = with_entered(|entered| entered.push(id.into_u64())),
         }
     }
 
@@ -171,7 +180,7 @@ impl<S: Sink> Subscriber for Recorder<S> {
         if let Some(own) = self.owner_of(id) {
             return own.exit(id);
         }
-        ENTERED.with_borrow_mut(|entered| {
+        with_entered(|entered| {
             if let Some(at) = entered.iter().rposition(|entered| *entered == id.into_u64()) {
                 entered.remove(at);
             }
@@ -182,6 +191,9 @@ impl<S: Sink> Subscriber for Recorder<S> {
         if let Some(own) = self.owner_of(id) {
             return own.clone_span(id);
         }
+        if fork::is_forked() {
+            return id.clone();
+        }
         lock(&self.open).entry(id.into_u64()).and_modify(|open| open.holders += 1);
         id.clone()
     }
@@ -189,6 +201,9 @@ impl<S: Sink> Subscriber for Recorder<S> {
     fn try_close(&self, id: Id) -> bool {
         if let Some(own) = self.owner_of(&id) {
             return own.try_close(id);
+        }
+        if fork::is_forked() {
+            return false;
         }
         let id = id.into_u64();
         let ended = {
@@ -208,6 +223,9 @@ impl<S: Sink> Subscriber for Recorder<S> {
     fn current_span(&self) -> Current {
         if let Some(own) = self.own() {
             return own.current_span();
+        }
+        if fork::is_forked() {
+            return Current::none();
         }
         let entered = Self::entered().and_then(|id| Some((id, lock(&self.open).get(&id)?.metadata)));
         entered.map_or_else(Current::none, |(id, metadata)| Current::new(Id::from_u64(id), metadata))

@@ -42,6 +42,13 @@ impl Caller {
         LevelFilter::current().into_level().map_or(0, number_of)
     }
 
+    /// Closes a span of its subscriber. A registry gives up the parent of a span by way of the thread's default subscriber, which may be another one.
+    fn close(&self, id: Id) {
+        // A panic of a subscriber is printed already, and must not end the task that drops this.
+        let close = || dispatcher::with_default(&self.dispatch, || self.dispatch.try_close(id));
+        let _ = catch_unwind(AssertUnwindSafe(close));
+    }
+
     /// Warns that the child `pid` had to drop records.
     pub(super) fn warn_of_dropped(&self, pid: u32, dropped: u64) {
         let warn = || {
@@ -57,6 +64,17 @@ impl Caller {
     #[cfg(all(test, not(multiprocess_loom)))]
     pub(crate) fn of(dispatch: Dispatch) -> Arc<Self> {
         Arc::new(Self { dispatch, span: Span::none() })
+    }
+}
+
+impl Drop for Caller {
+    /// Gives up its span as [`close`](Self::close) does: it may be the last holder, on any thread.
+    fn drop(&mut self) {
+        let span = std::mem::replace(&mut self.span, Span::none());
+        if !span.is_none() {
+            let give_up = || dispatcher::with_default(&self.dispatch, || drop(span));
+            let _ = catch_unwind(AssertUnwindSafe(give_up));
+        }
     }
 }
 
@@ -133,7 +151,7 @@ impl Replay {
             }
             Message::Close { id } => {
                 if let Some((caller, here, _)) = self.spans.remove(&id) {
-                    caller.dispatch.try_close(here);
+                    caller.close(here);
                 }
             }
         }
@@ -141,10 +159,7 @@ impl Replay {
 
     /// Closes the spans that the process has left open.
     pub(crate) fn end(&mut self) {
-        for (_, (caller, id, _)) in self.spans.drain() {
-            // A subscriber that panics must not end the task that drops this.
-            let _ = catch_unwind(AssertUnwindSafe(|| caller.dispatch.try_close(id)));
-        }
+        self.spans.drain().for_each(|(_, (caller, id, _))| caller.close(id));
     }
 }
 
