@@ -60,11 +60,11 @@ async fn run(shared: &Arc<Shared>) {
             let outcome = entry::catch_panic(|| report.and_then(|report| read(report.open()?)));
             shared.initialized(seat, generation, outcome);
         }
-        for side_results in step.unfetched {
+        if !step.unfetched.is_empty() {
             // Not here, if there is a thread for it: a large one would hold up the deadlines.
-            let fetched = side_results.clone();
-            if background::blocking(move || fetched.fetch()).is_err() {
-                side_results.fetch();
+            let theirs = step.unfetched.clone();
+            if background::blocking(move || theirs.iter().for_each(|results| results.fetch())).is_err() {
+                step.unfetched.iter().for_each(|results| results.fetch());
             }
         }
         spawns.extend(step.spawns);
