@@ -41,7 +41,7 @@ use super::server_link::{Connection, Ordered, Start, Started, connection_pair};
 use super::server_start::{Starting, start_server};
 use super::{children, info, origin};
 use crate::error::{Error, Result};
-use crate::os::sync::lock;
+use crate::os::sync::{lock, try_lock};
 use crate::os::{background, credentials::Credentials, exec, fork, pidfd, reactor};
 use crate::os::{rights, signal, socket, socket::Wait, timer};
 use crate::wire::frame;
@@ -316,31 +316,52 @@ pub(super) fn watch_server() {
     if fork::is_forked() {
         return;
     }
-    match CLIENT.try_lock() {
-        Ok(mut client) => client.watch(),
+    match try_lock(&CLIENT) {
+        Some(mut client) => client.watch(),
         // The holder of the lock may be waiting for preloads or for a stopped server, for which no task may wait here. In the
         // first case, which may take long, a later call starts the watch.
-        Err(_) if must_preload() => {}
-        Err(_) => {
-            // Without a thread a later call starts the watch.
-            let _ = background::blocking(|| Client::get().watch());
-        }
+        None if must_preload() => {}
+        None => watch_server_later(),
+    }
+}
+
+/// A thread waits for the lock, to start the watch.
+static IS_WATCH_COMING: AtomicBool = AtomicBool::new(false);
+
+fn watch_server_later() {
+    if IS_WATCH_COMING.swap(true, Relaxed) {
+        return;
+    }
+    let watch = || {
+        let mut client = Client::get();
+        IS_WATCH_COMING.store(false, Relaxed);
+        client.watch();
+    };
+    if background::blocking(watch).is_err() {
+        // Without a thread a later call starts the watch.
+        IS_WATCH_COMING.store(false, Relaxed);
     }
 }
 
 /// [`restart`] on a thread of its own, as soon as one can be had.
 async fn restarted() -> Option<Arc<OwnedFd>> {
+    let mut pause = FIRST_PAUSE;
     loop {
         match background::blocking(restart) {
             Ok(done) => return done.await.ok().flatten(),
-            Err(error) => tracing::warn!(%error, "no thread can be had that restarts the fork server; trying again"),
+            Err(error) if pause == FIRST_PAUSE => {
+                tracing::warn!(%error, "no thread can be had that restarts the fork server; trying again");
+            }
+            Err(_) => {}
         }
-        timer::sleep(NO_THREAD).await;
+        timer::sleep(pause).await;
+        pause = (2 * pause).min(LAST_PAUSE);
     }
 }
 
-/// After this time another thread may be had.
-const NO_THREAD: Duration = Duration::from_millis(20);
+/// After this time another thread may be had; each further wait is twice as long, up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Replaces the server if it is gone, and returns the socket of the present connection.
 fn restart() -> Option<Arc<OwnedFd>> {
