@@ -613,6 +613,8 @@ async fn killed_setter_of_an_event_leaves_no_waiter_asleep() {
         for _ in 0..3 {
             sleepers.push(asleep(Process::spawn(wait, (event.clone(),)).unwrap()).await);
         }
+        let all_wait = || mp::debug::dump().objects().iter().any(|object| object.waiting().len() == 3);
+        eventually("all are in line", all_wait).await;
         death(doomed!(point, set, (event.clone(),)), point).await;
         for sleeper in sleepers {
             within(sleeper).await.unwrap();
