@@ -673,3 +673,22 @@ async fn process_forked_while_another_thread_uses_spans_goes_on() {
     let (_seen, _default) = Seen::begin();
     within(Process::spawn(fork_beside_spans, ()).unwrap()).await.unwrap();
 }
+
+#[tokio::test]
+async fn records_of_a_grandchild_that_outlives_the_function_of_its_starter_arrive() {
+    let _deadline = Deadline::start();
+    let (seen, _default) = Seen::begin();
+    async fn leave_a_child(goes_on: Event) {
+        let late = |goes_on: Event| {
+            goes_on.blocking_wait().unwrap();
+            tracing::info!("late");
+        };
+        drop(Process::spawn(late, (goes_on,)).unwrap());
+    }
+    let goes_on = Event::new().unwrap();
+    let mut child = Process::spawn(leave_a_child, (goes_on.clone(),)).unwrap();
+    within(child.join()).await.unwrap();
+    goes_on.set();
+    within(child.wait()).await.unwrap();
+    assert_eq!(seen.texts(), ["INFO message=late"]);
+}

@@ -3,7 +3,7 @@
 
 use super::info::{ProcessInfo, current_process, until_exit};
 use super::protocol::{self, Request};
-use super::shutdown;
+use super::{shutdown, trace};
 use crate::error::{Error, Result};
 use crate::os::sync::lock;
 use crate::os::{fork, pidfd, refuse, socket, spawn, timer};
@@ -223,6 +223,7 @@ pub(super) async fn wait_for_children() -> Result<()> {
             Err(_) => warn_of_survivor(&child),
         }
     }
+    trace::read_rest().await;
     Ok(())
 }
 
@@ -243,7 +244,7 @@ pub(super) fn blocking_wait_for_children() {
         return;
     }
     if Children::get().listed.is_empty() {
-        return;
+        return trace::blocking_read_rest();
     }
     let mut silence = Some(WARN_AFTER);
     while let Some(child) = waited_for() {
@@ -260,4 +261,5 @@ pub(super) fn blocking_wait_for_children() {
             warn_of_survivor(&child);
         }
     }
+    trace::blocking_read_rest();
 }

@@ -32,7 +32,7 @@
 //! | dropped | what follows |
 //! |---|---|
 //! | the handle of the child, or a future of it | the task goes on reading |
-//! | the runtime in which it was spawned | nobody reads until the end of the child is awaited; records that find no room are dropped |
+//! | the runtime in which it was spawned | nobody reads until the end of the child is awaited, or this process waits for its children at its own end; records that find no room are dropped |
 #![forbid(unsafe_code)]
 
 mod inbox;
@@ -41,7 +41,7 @@ mod record;
 mod recorder;
 mod replay;
 
-pub(super) use inbox::{Read, TraceInbox, Traces};
+pub(super) use inbox::{Read, TraceInbox, Traces, blocking_read_rest, read_rest};
 pub(crate) use outbox::on_this_thread;
 pub(super) use outbox::{begin, finish, flush};
 pub(crate) use record::Message;

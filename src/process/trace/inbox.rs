@@ -3,13 +3,15 @@
 
 use super::outbox::{LONGEST, dropped_before, records};
 use super::replay::{Caller, Replay};
+use crate::os::fork;
 use crate::os::reactor::{self, Watched};
 use crate::os::socket::{self, Wait};
+use crate::os::sync::{lock, try_lock};
 use std::cell::Cell;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::Interest;
 use tokio::runtime::Handle;
 
@@ -50,6 +52,7 @@ impl Traces {
         drop(theirs);
         let reading = Mutex::new(Reading { replay: Replay::of_child(pid), is_over: false });
         let inbox = Arc::new(TraceInbox { pid, socket: ours, caller, reading, dropped: AtomicU64::new(0) });
+        list(inbox.clone());
         runtime.spawn(inbox.clone().read_on(watched));
         inbox
     }
@@ -68,6 +71,50 @@ pub(in crate::process) struct TraceInbox {
 struct Reading {
     replay: Replay,
     is_over: bool,
+}
+
+/// The inboxes that have not come to their end: this process reads them at its own, when their tasks may be gone.
+static LISTED: Mutex<Listed> = Mutex::new(Listed { inboxes: Vec::new(), read_at: 16 });
+
+struct Listed {
+    inboxes: Vec<Arc<TraceInbox>>,
+    /// The length at which all are read once, for those whose runtime is gone.
+    read_at: usize,
+}
+
+fn list(inbox: Arc<TraceInbox>) {
+    let all = {
+        let mut listed = lock(&LISTED);
+        listed.inboxes.push(inbox);
+        let is_long = listed.inboxes.len() >= listed.read_at;
+        is_long.then(|| listed.inboxes.clone())
+    };
+    // Without the lock: subscribers are the user's code.
+    if let Some(all) = all {
+        all.iter().for_each(|inbox| _ = inbox.read());
+        let mut listed = lock(&LISTED);
+        listed.read_at = 2 * listed.inboxes.len() + 16;
+    }
+}
+
+fn listed() -> Vec<Arc<TraceInbox>> {
+    if fork::is_forked() { Vec::new() } else { lock(&LISTED).inboxes.clone() }
+}
+
+/// Replays what children that have ended have recorded.
+pub(in crate::process) async fn read_rest() {
+    for inbox in listed() {
+        while matches!(inbox.read(), Read::Some | Read::Busy) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// [`read_rest`] for a process without a runtime.
+pub(in crate::process) fn blocking_read_rest() {
+    for inbox in listed() {
+        while inbox.read_locked(lock(&inbox.reading)) == Read::Some {}
+    }
 }
 
 /// How a [`TraceInbox::read`] has ended.
@@ -107,11 +154,10 @@ impl TraceInbox {
 
     /// Replays packets that are here.
     pub(in crate::process) fn read(&self) -> Read {
-        let mut reading = match self.reading.try_lock() {
-            Ok(reading) => reading,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Read::Busy,
-        };
+        try_lock(&self.reading).map_or(Read::Busy, |reading| self.read_locked(reading))
+    }
+
+    fn read_locked(&self, mut reading: MutexGuard<'_, Reading>) -> Read {
         if reading.is_over {
             self.warn();
             return Read::Over;
@@ -121,7 +167,21 @@ impl TraceInbox {
         room.resize(LONGEST, 0);
         let read = reading.read(self, &mut room);
         let _ = ROOM.try_with(|kept| kept.set(room));
+        drop(reading);
+        if read == Read::Over {
+            self.unlist();
+        }
         read
+    }
+
+    fn unlist(&self) {
+        let unlisted = {
+            let mut listed = lock(&LISTED);
+            let at = listed.inboxes.iter().position(|inbox| std::ptr::eq(&**inbox, self));
+            at.map(|at| listed.inboxes.swap_remove(at))
+        };
+        // Without the lock: the last holder gives up a span of the user's subscriber.
+        drop(unlisted);
     }
 
     /// Adds records that the child had to drop, to those that the next [`read`](Self::read) reports when it has come to the end.
