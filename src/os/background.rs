@@ -1,10 +1,12 @@
 //! Threads: all that the crate starts, but for those of its runtimes.
 
+use super::sync::lock;
 use super::{fork, refuse};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 use tokio::sync::oneshot;
 
@@ -70,15 +72,44 @@ pub(crate) fn blocking<T: Send + 'static>(
     spawn(Builder::new().name("mp-blocking".into()), run).map(|_| result)
 }
 
-/// Runs `work` on a thread of the runtime's blocking pool, to which the program gives its limit.
+/// Runs `work` on a thread of the runtime's blocking pool, to which the program gives its limit. The handle returns `None` for work that was withdrawn.
 ///
 /// # Errors
 /// No thread can be had. tokio panics then, so with `panic = "abort"` the program ends.
 pub(crate) fn pooled<T: Send + 'static>(
     runtime: &tokio::runtime::Handle,
     work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<tokio::task::JoinHandle<T>> {
+) -> io::Result<tokio::task::JoinHandle<Option<T>>> {
     refuse::at("clone")?;
-    let spawned = catch_unwind(AssertUnwindSafe(|| runtime.spawn_blocking(work)));
-    spawned.map_err(|_| io::Error::other("no thread can be had for it"))
+    let (run, withdraw) = withdrawable(work);
+    catch_unwind(AssertUnwindSafe(|| runtime.spawn_blocking(run))).map_err(|_| {
+        // tokio keeps it in its queue, for the next thread.
+        withdraw();
+        io::Error::other("no thread can be had for it")
+    })
+}
+
+/// `work`, and a function after which it does not begin any more.
+fn withdrawable<T>(work: impl FnOnce() -> T) -> (impl FnOnce() -> Option<T>, impl FnOnce()) {
+    let slot = Arc::new(Mutex::new(Some(work)));
+    let theirs = slot.clone();
+    // Neither is run or dropped with the lock.
+    let take = |slot: &Mutex<Option<_>>| lock(slot).take();
+    let run = move || take(&theirs).map(|work| work());
+    (run, move || drop(take(&slot)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_is_withdrawn_does_not_run_later() {
+        let (run, withdraw) = withdrawable(|| 1);
+        withdraw();
+        assert_eq!(run(), None);
+        let (run, withdraw) = withdrawable(|| 1);
+        assert_eq!(run(), Some(1));
+        withdraw();
+    }
 }

@@ -134,8 +134,8 @@ impl<R: DeserializeOwned + 'static> Task<R> {
         // A function that has not begun when this future is dropped does not begin.
         let _aborts = AbortOnDrop(running.abort_handle());
         match running.await {
-            Ok(outcome) => Outcome::read(outcome?),
-            Err(_) => Err(Error::new(ErrorKind::Cancelled, "the runtime ended before the task was run")),
+            Ok(Some(outcome)) => Outcome::read(outcome?),
+            Ok(None) | Err(_) => Err(Error::new(ErrorKind::Cancelled, "the runtime ended before the task was run")),
         }
     }
 
