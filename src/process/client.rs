@@ -38,7 +38,7 @@ use super::entry::Call;
 use super::protocol::{self, Preparation, Request};
 use super::role::is_gone;
 use super::server_link::{Connection, Ordered, Start, Started, connection_pair};
-use super::server_start::{Starting, start_server};
+use super::server_start::{self, Starting, start_server};
 use super::{children, info, origin};
 use crate::error::{Error, Result};
 use crate::os::sync::{lock, try_lock};
@@ -121,7 +121,13 @@ pub async fn preloaded() -> Result<()> {
     if SERVES.load(Relaxed) {
         return Ok(());
     }
-    let connected = background::blocking(|| Client::get().connected(false).map(drop)).map_err(failed)?.await;
+    let ends_before = server_start::ends();
+    let connect = move || match server_start::ends() == ends_before {
+        true => Client::get().connected(false).map(drop),
+        // This thread has begun late.
+        false => Err(failed(io::Error::other("the runtime of `multiprocess::run` has ended"))),
+    };
+    let connected = background::blocking(connect).map_err(failed)?.await;
     connected.map_err(|error| failed(io::Error::other(error)))?
 }
 

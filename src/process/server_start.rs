@@ -79,8 +79,8 @@ impl Starting {
     }
 }
 
-/// The pid and pidfd of each server for which a thread of this process waits, and whether that is over.
-static WAITED_FOR: Mutex<(Vec<(u32, OwnedFd)>, bool)> = Mutex::new((Vec::new(), false));
+/// The pid and pidfd of each server for which a thread of this process waits, whether that is over, and how often it was.
+static WAITED_FOR: Mutex<(Vec<(u32, OwnedFd)>, bool, u32)> = Mutex::new((Vec::new(), false, 0));
 
 struct WaitedFor(u32);
 
@@ -105,8 +105,9 @@ impl Drop for WaitedFor {
     }
 }
 
-fn is_ending() -> bool {
-    lock(&WAITED_FOR).1
+/// How often waiting for servers was over. What began to wait before the last time must not begin again.
+pub(super) fn ends() -> u32 {
+    lock(&WAITED_FOR).2
 }
 
 /// Until this is dropped no thread waits for a server to start: those that are waited for are killed, which is an error of
@@ -116,7 +117,7 @@ pub(super) struct NoStarts(());
 impl NoStarts {
     pub(super) fn begin() -> Self {
         let mut waited_for = lock(&WAITED_FOR);
-        waited_for.1 = true;
+        (waited_for.1, waited_for.2) = (true, waited_for.2.wrapping_add(1));
         for (pid, pidfd) in &waited_for.0 {
             // It may be serving by now, and then the next spawn starts another one.
             let _ = pidfd::signal_child(pidfd.as_fd(), *pid, Signal::KILL);
@@ -137,10 +138,13 @@ const STARTS: usize = 4;
 /// A connection to a server that serves: the one that is `starting`, or else a new one.
 pub(super) fn start_server(starting: Option<Starting>, credentials: &Credentials) -> Result<Connection> {
     let begin = |starting: Option<Starting>| starting.map_or_else(|| Starting::begin(credentials), Ok);
+    let ends_before = ends();
     let mut made = begin(starting).and_then(Starting::serve);
     for _ in 1..STARTS {
         match &made {
-            Err(error) if role::was_killed_early(error) && !is_ending() => made = begin(None).and_then(Starting::serve),
+            Err(error) if role::was_killed_early(error) && ends() == ends_before => {
+                made = begin(None).and_then(Starting::serve)
+            }
             _ => break,
         }
     }
