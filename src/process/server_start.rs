@@ -79,8 +79,17 @@ impl Starting {
     }
 }
 
-/// The pid and pidfd of each server for which a thread of this process waits, whether that is over, and how often it was.
-static WAITED_FOR: Mutex<(Vec<(u32, OwnedFd)>, bool, u32)> = Mutex::new((Vec::new(), false, 0));
+/// The servers for which threads of this process wait.
+struct Waits {
+    /// The pid and pidfd of each.
+    servers: Vec<(u32, OwnedFd)>,
+    /// None is waited for at present.
+    are_over: bool,
+    /// How often that was so.
+    ends: u32,
+}
+
+static WAITED_FOR: Mutex<Waits> = Mutex::new(Waits { servers: Vec::new(), are_over: false, ends: 0 });
 
 struct WaitedFor(u32);
 
@@ -90,24 +99,24 @@ impl WaitedFor {
         let failed = |error| protocol::spawn_error("the fork server cannot be waited for", error);
         let pidfd = process.pidfd().try_clone_to_owned().map_err(failed)?;
         let mut waited_for = lock(&WAITED_FOR);
-        if waited_for.1 {
+        if waited_for.are_over {
             process.end();
             return Err(failed(io::Error::other("the runtime of `multiprocess::run` ends")));
         }
-        waited_for.0.push((process.pid(), pidfd));
+        waited_for.servers.push((process.pid(), pidfd));
         Ok(Self(process.pid()))
     }
 }
 
 impl Drop for WaitedFor {
     fn drop(&mut self) {
-        lock(&WAITED_FOR).0.retain(|(pid, _)| *pid != self.0);
+        lock(&WAITED_FOR).servers.retain(|(pid, _)| *pid != self.0);
     }
 }
 
 /// How often waiting for servers was over. What began to wait before the last time must not begin again.
 pub(super) fn ends() -> u32 {
-    lock(&WAITED_FOR).2
+    lock(&WAITED_FOR).ends
 }
 
 /// Until this is dropped no thread waits for a server to start: those that are waited for are killed, which is an error of
@@ -117,8 +126,9 @@ pub(super) struct NoStarts(());
 impl NoStarts {
     pub(super) fn begin() -> Self {
         let mut waited_for = lock(&WAITED_FOR);
-        (waited_for.1, waited_for.2) = (true, waited_for.2.wrapping_add(1));
-        for (pid, pidfd) in &waited_for.0 {
+        waited_for.are_over = true;
+        waited_for.ends = waited_for.ends.wrapping_add(1);
+        for (pid, pidfd) in &waited_for.servers {
             // It may be serving by now, and then the next spawn starts another one.
             let _ = pidfd::signal_child(pidfd.as_fd(), *pid, Signal::KILL);
         }
@@ -128,7 +138,7 @@ impl NoStarts {
 
 impl Drop for NoStarts {
     fn drop(&mut self) {
-        lock(&WAITED_FOR).1 = false;
+        lock(&WAITED_FOR).are_over = false;
     }
 }
 
