@@ -124,7 +124,7 @@ impl Shared {
         lock(&self.0).make_ready(index);
     }
 
-    /// The queue at `index` has a new alarm: forgets what was known of the old one.
+    /// The queue at `index` has a new alarm: forgets the state of the old one.
     fn reset(&self, index: usize) {
         let mut state = lock(&self.0);
         if state.flags.len() <= index {

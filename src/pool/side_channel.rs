@@ -3,6 +3,9 @@
 //! A copy of many megabytes takes longer than the pool's lock may be held, so none is made under it. A large result stays in its pipe until
 //! its caller fetches it, or, after a while, the driver. A large order is given under the lock and sent after it is released, by the same
 //! thread; its worker waits for it.
+//!
+//! Results are told apart by their order, so a worker passes over an order only if all its items were taken back before. One that cannot
+//! be sent therefore holds those behind it until the scheduler has taken it back; then an empty message goes in its place.
 
 use super::batch::ResultBatch;
 use crate::channel::lane::Marker;

@@ -216,10 +216,12 @@ impl Context {
         }
     }
 
-    /// Whether it could be put.
+    /// Puts a result, unless one before it could not be put. Returns `true` if it is there.
     fn report_to_lane(&mut self, tag: u8, payload: &[u8]) -> bool {
-        let failed = self.lane.report(tag, [payload, &[]]).err();
-        self.failed = failed.map(|error| Error::io("a result cannot be put where the pool finds it", error));
+        if self.failed.is_none() {
+            let failed = self.lane.report(tag, [payload, &[]]).err();
+            self.failed = failed.map(|error| Error::io("a result cannot be put where the pool finds it", error));
+        }
         self.failed.is_none()
     }
 

@@ -68,7 +68,7 @@ struct Client {
 /// Whether a fork server serves this process: its preload functions have run.
 static SERVES: AtomicBool = AtomicBool::new(false);
 
-/// Returns `true` if the next spawn would wait for what is preloaded.
+/// Returns `true` if the next spawn would wait for the preload functions.
 pub(crate) fn must_preload() -> bool {
     !SERVES.load(Relaxed) && !origin::preloads().is_empty()
 }

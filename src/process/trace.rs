@@ -13,7 +13,7 @@
 //! - A record is sent at once, in a packet. A child never waits for room: while there is none, up to [`outbox::MOST_WAITING`] bytes of records
 //!   wait in the child, and go out with a later record or at its end. Records beyond that are dropped and counted.
 //! - A packet begins with the number of records that were dropped before it. A child reports the rest at its end, over its report socket.
-//! - The starter reads on a task of the runtime in which it spawned. Whoever has waited for the child's end reads what is left, so all
+//! - The starter reads on a task of the runtime in which it spawned. A caller that has waited for the child's end reads the rest, so all
 //!   records are replayed before the result is there.
 //!
 //! # Invariants

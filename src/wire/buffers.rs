@@ -36,7 +36,26 @@ struct Large {
     has_thread: bool,
 }
 
-static LARGE: Mutex<Large> = Mutex::new(Large { buffer: Vec::new(), is_used: false, has_thread: false });
+impl Large {
+    const fn new() -> Self {
+        Self { buffer: Vec::new(), is_used: false, has_thread: false }
+    }
+
+    /// Keeps a buffer, and returns the one that was kept: the last one serves, not the largest, which would serve no smaller message
+    /// and stay as long as those come.
+    fn put(&mut self, buffer: Vec<u8>) -> Vec<u8> {
+        self.is_used = true;
+        std::mem::replace(&mut self.buffer, buffer)
+    }
+
+    /// The kept buffer, if it is not too small for `len` bytes, nor much too large.
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let serves = (len..=len.saturating_mul(2)).contains(&self.buffer.capacity());
+        if serves { std::mem::take(&mut self.buffer) } else { Vec::new() }
+    }
+}
+
+static LARGE: Mutex<Large> = Mutex::new(Large::new());
 
 /// An empty buffer, perhaps with room.
 pub(crate) fn spare() -> Vec<u8> {
@@ -69,10 +88,10 @@ fn keep_large(buffer: Vec<u8>) {
     if !large.has_thread && (SingleThreaded::check().is_some() || background::start("mp-buffers", run).is_err()) {
         return;
     }
-    (large.has_thread, large.is_used) = (true, true);
-    if buffer.capacity() > large.buffer.capacity() {
-        large.buffer = buffer;
-    }
+    large.has_thread = true;
+    let old = large.put(buffer);
+    drop(large);
+    drop(old);
 }
 
 /// The thread that drops the large buffer when it is not used.
@@ -109,11 +128,9 @@ pub(crate) fn with_room(len: usize) -> Vec<u8> {
 }
 
 fn take_large(len: usize) -> Vec<u8> {
-    let serves = |kept: &Vec<u8>| (len..=len.saturating_mul(2)).contains(&kept.capacity());
-    let is_kept = len <= MOST_KEPT && !fork::is_forked();
-    let kept = if is_kept { Some(lock(&LARGE)).filter(|large| serves(&large.buffer)) } else { None };
-    let buffer = kept.map(|mut large| std::mem::take(&mut large.buffer)).unwrap_or_default();
-    memory::with_room(buffer, len)
+    let may_take = len <= MOST_KEPT && !fork::is_forked();
+    let kept = if may_take { lock(&LARGE).take(len) } else { Vec::new() };
+    memory::with_room(kept, len)
 }
 
 #[cfg(test)]
@@ -121,23 +138,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_buffer_is_used_again_and_goes_when_it_is_not() {
-        let has_one = || lock(&LARGE).buffer.capacity() >= 1 << 20;
+    fn kept_buffer_serves_messages_of_about_its_size_and_the_last_one_is_kept() {
+        let mut large = Large::new();
+        assert!(large.put(Vec::with_capacity(20 << 20)).capacity() == 0 && large.is_used);
+        // Neither a small message takes it along, nor does one that is too large take it away.
+        assert_eq!((large.take(70_000).capacity(), large.take(30 << 20).capacity()), (0, 0));
+        assert_eq!(large.buffer.capacity(), 20 << 20);
+        assert_eq!(large.put(Vec::with_capacity(1 << 20)).capacity(), 20 << 20);
+        assert_eq!((large.take(1 << 19).capacity(), large.take(1 << 19).capacity()), (1 << 20, 0));
+    }
+
+    /// Other tests keep buffers, too.
+    #[test]
+    fn large_buffer_goes_when_it_is_not_used_and_a_too_large_one_is_not_kept() {
         keep(Vec::with_capacity(1 << 20));
-        assert!(has_one());
         let mut buffer = vec![1, 2, 3];
         make_room(&mut buffer, 1 << 19);
-        assert_eq!((buffer[..].to_vec(), buffer.capacity() >= 1 << 20, has_one()), (vec![1, 2, 3], true, false));
+        assert_eq!((&buffer[..], buffer.capacity() >= (1 << 19) + 3), (&[1, 2, 3][..], true));
         keep(buffer);
-        // A small message does not take it along.
-        let mut small = vec![1];
-        make_room(&mut small, 70_000);
-        assert!(small.capacity() < 1 << 20 && has_one());
         keep(Vec::with_capacity(MOST_KEPT + 1));
+        assert!(lock(&LARGE).buffer.capacity() <= MOST_KEPT);
         let start = std::time::Instant::now();
-        while has_one() && start.elapsed() < Duration::from_secs(60) {
+        let is_kept = || lock(&LARGE).buffer.capacity() > 0 || lock(&LARGE).has_thread;
+        while is_kept() {
+            assert!(start.elapsed() < Duration::from_secs(60), "it is kept though nothing uses it");
             std::thread::sleep(Duration::from_millis(50));
         }
-        assert!(!has_one() && lock(&LARGE).buffer.capacity() == 0);
     }
 }

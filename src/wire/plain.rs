@@ -145,7 +145,7 @@ macro_rules! each_plain {
     )*};
 }
 
-/// Returns `true` if `T` has the layout of `P`, and so of `(P,)`. Where it has not, the compiler leaves out what is done for `P`,
+/// Returns `true` if `T` has the layout of `P`, and so of `(P,)`. Where it has not, the compiler leaves out the code for `P`,
 /// without optimisation too: a program in which hundreds of types travel would take minutes to build.
 const fn may_be<T, P>() -> bool {
     size_of::<T>() == size_of::<P>()

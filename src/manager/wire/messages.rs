@@ -240,7 +240,7 @@ impl Writer {
 pub(crate) struct Reader {
     bytes: Vec<u8>,
     fds: Vec<Option<OwnedFd>>,
-    /// What is read next.
+    /// The bytes that are read next.
     next: Place,
     marshal: Marshal,
 }

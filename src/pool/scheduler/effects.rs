@@ -116,7 +116,7 @@ impl Effects {
         self.wake(group.announce(side_results), 1);
     }
 
-    /// Results of `count` items were delivered, and woke their caller, who has so many more out, or nobody.
+    /// Notes that results of `count` items were delivered. `woken` is the caller that they woke, if any, with the number of its items that are still out.
     fn wake(&mut self, woken: Option<(Waker, usize)>, count: usize) {
         match woken {
             Some((waker, out)) => {

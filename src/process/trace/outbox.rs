@@ -144,7 +144,7 @@ fn encode(message: &Message) -> Option<Vec<u8>> {
     Some(record)
 }
 
-/// The records of a packet, without their lengths. What is cut off is left out.
+/// The records of a packet, without their lengths. A record that is cut off is left out.
 pub(super) fn records(mut packet: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (len, rest) = packet.split_first_chunk()?;

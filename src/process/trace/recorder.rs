@@ -26,7 +26,7 @@ thread_local! {
     static ENTERED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `None` at the end of a thread, when it is gone: what is dropped then may still record.
+/// `None` at the end of a thread, when it is gone: a value that is dropped then may still record.
 fn with_entered<T>(then: impl FnOnce(&mut Vec<u64>) -> T) -> Option<T> {
     ENTERED.try_with(|entered| then(&mut entered.borrow_mut())).ok()
 }

@@ -119,7 +119,7 @@ impl Replay {
         }
     }
 
-    /// The place of a record, if the caller wants what comes from there.
+    /// The place of a record, if the caller wants records from there.
     fn wanted(&self, caller: &Caller, place: Place) -> Option<&'static Site> {
         Site::of(place, self.pid_field).filter(|site| caller.dispatch.enabled(site.metadata()))
     }

@@ -121,7 +121,7 @@ pub(super) struct Reader<'de, const ROW: bool = false> {
     shapes: Vec<Shape>,
     /// Large parts that are still to come, by themselves.
     apart: std::slice::IterMut<'de, Apart>,
-    /// How many bytes the value has, the version and what is left of the message included.
+    /// How many bytes the value has, the version and the rest of the message included.
     end: usize,
     /// Levels that may still follow.
     depth: u32,

@@ -105,7 +105,7 @@ const TYPES: &[fn(&[u8])] = &[
 fn check_as<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
     let parted = from_parted::<T>(&mut Parted::receive(&bytes));
     let Ok(value) = from_slice::<T>(bytes) else {
-        // A list of parts that are elsewhere makes no value out of what is none in one piece.
+        // A list of parts that are elsewhere makes no value out of a message that is none in one piece.
         return assert!(parted.is_err(), "{bytes:?} is a value only in parts");
     };
     if let Ok(parted) = parted {
