@@ -279,6 +279,27 @@ async fn a_server_that_is_stopped_makes_calls_unavailable_until_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_stopped_makes_calls_that_run_unavailable() {
+    let server = server!();
+    let file = server.dir().join("notes");
+    let _host = Host::start(&server, 1);
+    let pool = Pool::builder().cluster(server.address().offline_timeout(1000 * MS)).build().unwrap();
+    let call = pool.apply_async(note, (file.clone(), Duration::from_secs(60)));
+    until("it runs", async || notes(&file) == 1).await;
+    server.signal("STOP");
+    let stopped = Instant::now();
+    let error = within(call).await.unwrap_err();
+    server.signal("CONT");
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("has not answered"), "{error}");
+    assert!(
+        stopped.elapsed() < Duration::from_secs(9),
+        "before the connection counts as lost: {:?}",
+        stopped.elapsed()
+    );
+    until("it works again", async || pool.apply(square, (4,)).await.is_ok_and(|four| four == 16)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_never_was_there_makes_calls_unavailable_and_is_found_when_it_comes() {
     let mut server = server!();
     server.kill();

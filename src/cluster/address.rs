@@ -167,7 +167,8 @@ impl Address {
 
     /// Sets how long the server may be away; by default 30 s.
     ///
-    /// After that, pending and new calls fail with kind `Unavailable` until the server is back.
+    /// After that, pending and new calls fail with kind `Unavailable` until the server is back. A server that is connected and
+    /// answers nothing is away, too; that is noticed 2 s later.
     #[must_use]
     pub fn offline_timeout(mut self, timeout: Duration) -> Self {
         self.offline_timeout = timeout;

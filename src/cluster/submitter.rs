@@ -12,6 +12,7 @@
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
 //! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was |
 //! | the server | all of it waits; after a reconnect what was not acknowledged is published again, under the same id |
+//! | the server, stopped and still connected | what waits fails once it has answered nothing for the address's `offline_timeout` |
 
 use super::address::{Address, Target, unsupported};
 use super::link::{self, Failure, Notice};
@@ -271,6 +272,8 @@ enum SessionEvent {
     Fetched { answer: Answer, outcome: std::result::Result<Bytes, Missing> },
     /// Whether the stream has message `number` at `sequence`.
     Sought { number: u64, is_there: Option<bool> },
+    /// The server was asked whether it is still there, and has answered or not.
+    Probed { has_answered: bool },
 }
 
 type Provided = std::result::Result<(), Failure>;
@@ -303,6 +306,11 @@ struct Session {
     event: UnboundedReceiver<SessionEvent>,
     /// Since when hosts of other builds only have been there, while something waits.
     strangers_since: Option<Instant>,
+    /// When anything arrived last, from whomever. A server that is stopped keeps its connections, and says nothing.
+    arrived: Instant,
+    /// Since when the server has been asked whether it is there, without an answer.
+    silent_since: Option<Instant>,
+    is_probed: bool,
     /// When to look after the messages next, however many events come before.
     tick: Instant,
     has_warned: bool,
@@ -330,6 +338,9 @@ impl Session {
             events,
             event,
             strangers_since: None,
+            arrived: Instant::now(),
+            silent_since: None,
+            is_probed: false,
             tick: Instant::now(),
             has_warned: false,
         }
@@ -458,6 +469,7 @@ impl Session {
     }
 
     fn heard(&mut self, message: &Arrived) {
+        self.is_heard();
         if let Ok(beat) = Beat::decode(&message.payload) {
             let now = Instant::now();
             let mut view = lock(&self.work.submitter.view);
@@ -507,6 +519,7 @@ impl Session {
         self.expire(now).await;
         self.fail_unanswered(now).await;
         self.publish_due(false).await;
+        self.probe(now);
         self.seek(now);
     }
 
@@ -595,13 +608,15 @@ impl Session {
         }
     }
 
-    /// Fails messages that the stream has not acknowledged for too long, though its server is there.
+    /// Fails messages that the stream has not acknowledged for too long, and all if the server has been silent for so long,
+    /// though it is connected.
     async fn fail_unanswered(&mut self, now: Instant) {
         let limit = self.work.address.offline_timeout;
         let is_over = |since: Instant| now.saturating_duration_since(since) >= limit;
+        let is_silent = self.silent_since.is_some_and(is_over);
         let is_unanswered = |message: &Sent| match message.state {
             State::Unacknowledged { silent_since, .. } => silent_since.is_some_and(is_over),
-            State::Stored(_) => false,
+            State::Stored(_) => is_silent,
         };
         if !self.is_ready || !self.is_connected() {
             return;
@@ -615,8 +630,34 @@ impl Session {
         }
     }
 
+    /// Something has arrived, so the server is there.
+    fn is_heard(&mut self) {
+        (self.arrived, self.silent_since) = (Instant::now(), None);
+    }
+
+    /// Asks a server that has not said anything for a while whether it is there, if something waits for it.
+    fn probe(&mut self, now: Instant) {
+        let is_quiet = now.saturating_duration_since(self.arrived) >= UNACKNOWLEDGED;
+        if !is_quiet || self.is_probed || !self.is_ready || !self.is_connected() {
+            return;
+        }
+        let mut stored = self.messages.iter().filter_map(|(number, message)| match message.state {
+            State::Stored(sequence) => Some((*number, sequence)),
+            State::Unacknowledged { .. } => None,
+        });
+        let Some((number, sequence)) = stored.next() else { return };
+        self.silent_since.get_or_insert(now);
+        self.is_probed = true;
+        let (client, names, id, events) = (self.client.clone(), self.names().clone(), self.id, self.events.clone());
+        tokio::spawn(async move {
+            let has_answered = stream::has(&client, &names, sequence, (id, number)).await.is_some();
+            let _ = events.send(SessionEvent::Probed { has_answered });
+        });
+    }
+
     /// The stream is asked again before its silence counts.
     fn forgive_silence(&mut self) {
+        self.silent_since = None;
         for message in self.messages.values_mut() {
             if let State::Unacknowledged { silent_since, .. } = &mut message.state {
                 *silent_since = None;
@@ -843,6 +884,7 @@ impl Session {
     // Messages from others.
 
     async fn arrived(&mut self, message: Arrived) {
+        self.is_heard();
         let subject = message.subject.as_str();
         let Some(what) = subject.strip_prefix(self.names().of('s', self.id, "").as_str()) else { return };
         if let Some(number) = what.strip_prefix("a.") {
@@ -1046,6 +1088,12 @@ impl Session {
                 }
             }
             SessionEvent::Sought { number, is_there } => self.sought(number, is_there).await,
+            SessionEvent::Probed { has_answered } => {
+                self.is_probed = false;
+                if has_answered {
+                    self.is_heard();
+                }
+            }
         }
     }
 
