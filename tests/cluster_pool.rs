@@ -3,7 +3,7 @@
 
 use futures::{StreamExt, TryStreamExt};
 use multiprocess::cluster::Address;
-use multiprocess::{self as mp, ErrorKind, Pool, StartMethod};
+use multiprocess::{self as mp, ErrorKind, Pool, PoolBuilder, StartMethod};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -11,12 +11,40 @@ use std::time::{Duration, Instant};
 
 mod cluster;
 mod common;
+mod suite;
 use cluster::{Host, until};
 use common::within;
 
 mp::test_support!();
 
 const MS: Duration = Duration::from_millis(1);
+
+/// Cluster pools, each with a host of its own.
+struct Clusters {
+    server: cluster::Server,
+    hosts: std::cell::RefCell<Vec<Host>>,
+}
+
+impl Clusters {
+    fn new() -> Option<Self> {
+        Some(Self { server: cluster::Server::start(cluster::binary()?, ""), hosts: Default::default() })
+    }
+}
+
+impl suite::Pools for Clusters {
+    fn with(&self, places: usize, options: impl FnOnce(PoolBuilder) -> PoolBuilder) -> mp::Result<Pool> {
+        let mut hosts = self.hosts.borrow_mut();
+        let url = format!("{}-{}", self.server.url(), hosts.len());
+        hosts.push(Host::of(cluster::Setup { url: url.clone(), ..cluster::Setup::of(&self.server, places) }));
+        options(Pool::builder().cluster(Address::new(url).lease(cluster::LEASE))).build()
+    }
+}
+
+/// All that pools promise wherever their items run.
+mod equality {
+    crate::suite::everywhere!(crate::Clusters::new());
+    crate::suite::with_processes!(crate::Clusters::new());
+}
 
 fn square(n: u64) -> u64 {
     n * n

@@ -1,7 +1,6 @@
 //! What CPython's suite demands of pools and executors, by the ids of the catalogue.
 
-use futures::future::{join_all, select_all};
-use futures::stream::FuturesUnordered;
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 use multiprocess::{self as mp, ErrorKind, Pool, Process, Queue};
 use std::collections::HashSet;
@@ -10,55 +9,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 mod common;
-use common::pool::{Gate, MS, die, is_gone, kill, nap, pid, say_and_stay, say_and_wait, spin, square};
+use common::pool::{Gate, MS, is_gone, kill, nap, pid, say_and_stay, say_and_wait, spin, square};
 use common::{Deadline, eventually, holdings, in_child, limit_descriptors, within};
 
 multiprocess::test_support!();
 common::quiet::quiet_stderr!();
-
-#[tokio::test]
-async fn pool_07_exec_10_p22_any_chunk_size_gives_every_result() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    assert!(pool.map_async(square, Vec::new()).await?.is_empty());
-    for chunk in [0, 1, 2, 6, 40, 50, usize::MAX] {
-        assert_eq!(pool.map(square, 0..40).chunksize(chunk).await?, (0..40).map(square).collect::<Vec<_>>(), "{chunk}");
-        let fails = |n: i64| {
-            assert_ne!(n % 7, 3, "this one");
-            n
-        };
-        let results: Vec<_> = pool.imap(fails, 0..40).chunksize(chunk).collect().await;
-        let good: Vec<_> =
-            results.iter().enumerate().filter(|(_, result)| result.is_ok()).map(|(n, _)| n % 7).collect();
-        assert!(results.len() == 40 && good.len() == 34 && good.iter().all(|n| *n != 3), "{chunk}: {good:?}");
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn pool_23_large_errors_and_a_close_in_between_delay_no_caller() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    const LEN: usize = 1_000_000;
-    let pool = Pool::new(2)?;
-    let fails = |n: usize| -> usize { std::panic::panic_any(n.to_string()[..1].repeat(LEN)) };
-    let mut results = pool.imap(fails, 0..20).chunksize(1);
-    let mapped = pool.map_async(fails, 0..20);
-    // Each of them is of a megabyte, and all come: those that had not begun at the close, too.
-    let is_whole = |result: Option<mp::Result<usize>>| {
-        let error = result.expect("one for each item").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Panicked);
-        assert_eq!(error.panic().expect("a panic").message().len(), LEN);
-    };
-    is_whole(within(results.next()).await);
-    pool.close();
-    for _ in 1..20 {
-        is_whole(within(results.next()).await);
-    }
-    assert!(within(results.next()).await.is_none());
-    within(pool.join()).await?;
-    assert_eq!(mapped.await.unwrap_err().kind(), ErrorKind::Panicked);
-    Ok(())
-}
 
 static DROPPED: AtomicU32 = AtomicU32::new(0);
 
@@ -127,32 +82,6 @@ async fn pool_28_ppe_11_workers_that_cannot_be_started_are_an_error_only_if_none
     let names_cause = |end: &Starved| matches!(end, Starved::Fails(why) if why.contains("Too many open files"));
     assert!(names_cause(&ends[0]), "{ends:?}");
     assert!(matches!(ends[2], Starved::Serves(workers) if 0 < workers && workers < 8), "{ends:?}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn pool_32_pool_33_fut_07_caller_that_stops_waiting_loses_no_result() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
-    let mut result = pool.apply_async(say_and_wait, (begun.clone(), go.clone()));
-    begun.get().await?;
-    for _ in 0..3 {
-        assert!(tokio::time::timeout(Duration::ZERO, &mut result).await.is_err() && !result.ready());
-    }
-    go.put(5).await?;
-    assert_eq!(within(&mut result).await?, 5);
-    assert!(result.await.is_err(), "a result can be had once");
-    let mut results = pool.imap(nap, [0, 30, 0, 30, 0]);
-    let mut all = Vec::new();
-    loop {
-        match tokio::time::timeout(MS, results.next()).await {
-            Ok(Some(value)) => all.push(value?),
-            Ok(None) => break,
-            Err(_) => {}
-        }
-    }
-    assert_eq!(all, [0, 30, 0, 30, 0]);
     Ok(())
 }
 
@@ -271,90 +200,6 @@ async fn ppe_16_dead_02_dead_06_dead_09_p12_an_exit_is_the_error_of_its_item() -
     assert_eq!(code(within(pool.apply(|_: Leaver| (), (Leaver(2),))).await.unwrap_err()), Some(2));
     assert_eq!(code(within(pool.apply(|| Leaver(9), ())).await.err().expect("it left")), Some(9));
     assert_eq!(within(pool.apply(square, (3,))).await?, 9);
-    Ok(())
-}
-
-#[tokio::test]
-async fn dead_05_a_task_that_kills_every_worker_breaks_no_pool() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    for n in 0..20 {
-        assert_eq!(within(pool.apply(die, ())).await.unwrap_err().kind(), ErrorKind::ProcessDied);
-        if n % 10 == 9 {
-            assert_eq!(within(pool.apply(square, (n,))).await?, n * n);
-        }
-    }
-    assert_eq!(pool.broken(), None);
-    Ok(())
-}
-
-#[tokio::test]
-async fn dead_13_dead_14_shut_04_after_a_close_everything_is_still_answered() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    let naps: Vec<_> = (0..50).map(|_| pool.apply_async(nap, (2,))).collect();
-    let (dies, fails) = (pool.apply_async(die, ()), pool.apply_async(|| -> () { panic!("late") }, ()));
-    pool.close();
-    pool.close();
-    within(pool.join()).await?;
-    assert!(within(join_all(naps)).await.into_iter().all(|result| result.is_ok_and(|ms| ms == 2)));
-    assert_eq!(dies.await.unwrap_err().kind(), ErrorKind::ProcessDied);
-    assert_eq!(fails.await.unwrap_err().kind(), ErrorKind::Panicked);
-    pool.terminate();
-    within(pool.join()).await
-}
-
-#[tokio::test]
-async fn dead_16_waitf_08_thousands_of_calls_at_once_are_each_answered() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    let calls: Vec<_> = (0..5_000).map(|n| pool.apply_async(square, (n,))).collect();
-    let results = within(join_all(calls)).await.into_iter().collect::<mp::Result<Vec<_>>>()?;
-    assert_eq!(results, (0..5_000).map(square).collect::<Vec<_>>());
-    Ok(())
-}
-
-#[tokio::test]
-async fn fut_05_fut_06_fut_08_a_cancel_is_final_unless_the_result_was_there() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
-    let finished = pool.apply_async(square, (3,));
-    eventually("it is finished", || finished.ready()).await;
-    let running = pool.apply_async(say_and_wait, (begun.clone(), go));
-    begun.get().await?;
-    let pending = pool.apply_async(square, (4,));
-    assert!(!running.ready() && !pending.ready());
-    for result in [&pending, &finished] {
-        result.cancel();
-        result.cancel();
-    }
-    assert!(pending.ready());
-    assert_eq!(within(pending).await.unwrap_err().kind(), ErrorKind::Cancelled);
-    assert_eq!(within(finished).await?, 9);
-    // P9: one that runs is stopped, and its waiter hears of it.
-    running.cancel();
-    assert_eq!(within(running).await.unwrap_err().kind(), ErrorKind::Cancelled);
-    assert_eq!(within(pool.apply(square, (5,))).await?, 25);
-    Ok(())
-}
-
-#[tokio::test]
-async fn waitf_02_waitf_04_waitf_06_asc_01_results_work_with_the_combinators_of_futures() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    let (first, _, rest) = within(select_all([pool.apply_async(nap, (300,)), pool.apply_async(nap, (1,))])).await;
-    assert_eq!(first?, 1);
-    assert_eq!(within(join_all(rest)).await.len(), 1);
-    let fails = |n: u64| {
-        assert_ne!(n, 2, "two");
-        nap(n)
-    };
-    let calls: FuturesUnordered<_> = [100, 2, 1].map(|n| pool.apply_async(fails, (n,))).into_iter().collect();
-    let results: Vec<_> = within(calls.collect()).await;
-    assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1);
-    let failed = futures::future::try_join_all([600_000, 2].map(|n| pool.apply(fails, (n,))));
-    assert_eq!(within(failed).await.unwrap_err().kind(), ErrorKind::Panicked);
     Ok(())
 }
 
@@ -485,25 +330,6 @@ async fn ppe_02_ppe_14_p6_one_death_of_three_fails_one_call_of_eight() -> mp::Re
     assert_eq!(failed.len(), 1);
     assert!(failed[0].to_string().contains(&victim.to_string()) && failed[0].to_string().contains("SIGKILL"));
     assert_eq!(within(pool.apply(square, (2,))).await?, 4);
-    Ok(())
-}
-
-#[tokio::test]
-async fn new_02_terminating_again_and_with_dead_workers_is_fine() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    pool.terminate();
-    pool.terminate();
-    within(pool.join()).await?;
-    let pool = Pool::new(1)?;
-    let lost: Vec<_> = (0..100).map(|_| pool.apply_async(die, ())).collect();
-    pool.terminate();
-    // P14: all of it is told, now.
-    for result in within(join_all(lost)).await {
-        assert!(matches!(result.unwrap_err().kind(), ErrorKind::Cancelled | ErrorKind::ProcessDied));
-    }
-    within(pool.join()).await?;
-    assert_eq!(pool.apply(square, (1,)).await.unwrap_err().kind(), ErrorKind::Closed);
     Ok(())
 }
 

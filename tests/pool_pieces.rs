@@ -4,7 +4,7 @@
 mod common;
 
 use common::{eventually, within};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use multiprocess::{self as mp, ErrorKind, Event, Histogram, Pool, Queue, Retry, Task, Value};
 use std::time::Duration;
 
@@ -101,30 +101,6 @@ async fn attempts_by_a_predicate_are_one_call_for_close_rejection_and_the_id_of_
     });
     assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 0);
-}
-
-#[tokio::test]
-async fn a_predicate_decides_by_the_result_and_no_longer_than_the_retries_go() {
-    let pool = Pool::new(1).unwrap();
-    let count = |calls: Value<u32>| calls.fetch_add(1);
-    let is_below_three = |result: &mp::Result<u32>| result.as_ref().is_ok_and(|n| *n < 3);
-    let call = || pool.apply(count, (Value::new(0_u32).unwrap(),));
-    assert_eq!(within(call().retries(5).retry_if(is_below_three)).await.unwrap(), 3);
-    assert_eq!(within(call().retries(2).retry_if(is_below_three)).await.unwrap(), 2);
-    assert_eq!(within(call().retry_if(is_below_three)).await.unwrap(), 0);
-    let start = std::time::Instant::now();
-    let rested = call().retries(2).back_off(Duration::from_millis(30)).retry_if(is_below_three);
-    assert_eq!(within(rested).await.unwrap(), 2);
-    assert!(start.elapsed() >= Duration::from_millis(90));
-    // Panics, and an attempt that the task sees.
-    let panics = || {
-        let attempt = mp::current_task().unwrap().attempt();
-        assert!(attempt == 2, "attempt {attempt}");
-        attempt
-    };
-    let panicked = |result: &mp::Result<u32>| result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Panicked);
-    assert_eq!(within(pool.apply(panics, ()).retries(5).retry_if(panicked)).await.unwrap(), 2);
-    assert_eq!(pool.stats().totals.panicked, 2);
 }
 
 /// Waits for `gate`; returns how often it was called before.
@@ -350,51 +326,6 @@ async fn at_three_times_the_load_accepted_calls_of_an_open_loop_keep_their_laten
 }
 
 #[tokio::test]
-async fn a_predicate_decides_for_each_item_of_maps_and_streams() {
-    let pool = Pool::new(2).unwrap();
-    // An odd item is done at its third attempt, an even one at its first.
-    let attempts = |n: u32| (n, mp::current_task().unwrap().attempt(), mp::current_task().unwrap().index());
-    let too_early =
-        |result: &mp::Result<(u32, u32, u64)>| result.as_ref().is_ok_and(|(n, attempt, _)| attempt / 2 < n % 2);
-    let expected: Vec<_> = (0..100).map(|n| (n, 2 * (n % 2), u64::from(n))).collect();
-    let mut map = pool.map(attempts, 0..100).retries(5).retry_if(too_early);
-    let progress = map.progress();
-    assert_eq!(within(map).await.unwrap(), expected);
-    assert_eq!((progress.borrow().done, progress.borrow().total), (100, 100));
-    let ordered = pool.imap(attempts, 0..100).retries(5).retry_if(too_early);
-    assert_eq!(within(ordered.try_collect::<Vec<_>>()).await.unwrap(), expected);
-    let any = pool.imap_unordered(attempts, 0..100).retries(5).retry_if(too_early);
-    let mut any = within(any.try_collect::<Vec<_>>()).await.unwrap();
-    any.sort_unstable();
-    assert_eq!(any, expected);
-    let stream = pool.imap_stream(attempts, futures::stream::iter(0..100)).retries(5).retry_if(too_early);
-    assert_eq!(within(stream.try_collect::<Vec<_>>()).await.unwrap(), expected);
-    // No longer than the retries go; and by kinds, as before.
-    let map = pool.map(attempts, 0..4).retries(1).retry_if(too_early);
-    assert_eq!(within(map).await.unwrap().iter().map(|(_, attempt, _)| *attempt).collect::<Vec<_>>(), [0, 1, 0, 1]);
-    let dies_first =
-        |n: u32| if n == 1 && mp::current_task().unwrap().attempt() == 0 { std::process::abort() } else { n };
-    assert_eq!(within(pool.map(dies_first, 0..3).retries(1).retry_if(Retry::DIED)).await.unwrap(), [0, 1, 2]);
-    // Failures, in their places; the first ends a map.
-    let panics = |n: u32| assert_ne!(n, 2, "two");
-    let never = |_: &mp::Result<()>| false;
-    let results: Vec<_> = within(pool.imap(panics, 0..5).retries(2).retry_if(never).collect()).await;
-    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false, true, true]);
-    let error = within(pool.map(panics, 0..u32::MAX).retries(2).retry_if(never)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Panicked);
-    let source = (0..3).map(|n| if n < 2 { n } else { panic!("no more") });
-    let results: Vec<_> = within(pool.imap(|_: u32| (), source).retries(2).retry_if(never).collect()).await;
-    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
-    // A stream that was made before a close is completed, attempts included.
-    let left = pool.imap(attempts, 0..10).retries(5).retry_if(too_early);
-    pool.close();
-    assert_eq!(within(left.try_collect::<Vec<_>>()).await.unwrap(), expected[..10]);
-    within(pool.join()).await.unwrap();
-    let error = within(pool.map(attempts, 0..4).retries(1).retry_if(too_early)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Closed);
-}
-
-#[tokio::test]
 async fn a_dropped_stream_with_a_predicate_takes_no_more_items() {
     let pool = Pool::new(2).unwrap();
     let (taken, always) = (std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0)), |_: &mp::Result<u32>| true);
@@ -455,17 +386,6 @@ fn a_histogram_has_fixed_buckets_and_a_sum() {
     );
     let limits: Vec<_> = empty.fixed_buckets().map(|(limit, _)| limit).collect();
     assert!(limits.windows(2).all(|pair| pair[0] < pair[1]));
-}
-
-#[tokio::test]
-async fn the_sum_of_a_histogram_is_the_time_that_items_took() {
-    let pool = Pool::new(1).unwrap();
-    for _ in 0..3 {
-        within(pool.apply(|| std::thread::sleep(Duration::from_millis(20)), ())).await.unwrap();
-    }
-    let runs = pool.stats().runs;
-    assert_eq!(runs.fixed_buckets().map(|(_, count)| count).sum::<u64>(), 3);
-    assert!(runs.sum() >= Duration::from_millis(60), "{:?}", runs.sum());
 }
 
 #[tokio::test]

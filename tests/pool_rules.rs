@@ -166,23 +166,6 @@ async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_
     Ok(())
 }
 
-#[tokio::test]
-async fn rule_3_an_item_overruns_alone_also_in_the_middle_of_a_chunk() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    let slow = |n: u64| nap(if n == 5 { 60_000 } else { 1 });
-    let start = Instant::now();
-    let results: Vec<_> = pool.imap(slow, 0..20).chunksize(10).timeout(100 * MS).collect().await;
-    for (n, result) in results.iter().enumerate() {
-        match n {
-            5 => assert_eq!(result.as_ref().unwrap_err().kind(), ErrorKind::Timeout),
-            _ => assert_eq!(*result.as_ref().unwrap(), 1, "{n}"),
-        }
-    }
-    assert!(start.elapsed() < Duration::from_secs(5));
-    Ok(())
-}
-
 /// `lane`: stopped between an item's start and the note of it. The time of the item before is not counted, and yet there
 /// is an end.
 #[cfg(debug_assertions)]
@@ -402,28 +385,6 @@ async fn item_that_ends_after_deadline_and_grace_times_out_even_if_the_pool_look
 }
 
 #[tokio::test]
-async fn rule_6_the_clock_starts_with_the_item_and_waiting_has_its_own() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    let (begun, go) = (Queue::unbounded()?, Queue::unbounded()?);
-    let first = pool.apply_async(say_and_wait, (begun.clone(), go.clone()));
-    begun.get().await?;
-    // It waits longer than it may run.
-    let second = pool.apply(nap, (1,)).timeout(100 * MS);
-    let third = async {
-        let third = pool.apply(nap, (1,)).queue_timeout(120 * MS).await;
-        go.put(3).await.map(|()| third.unwrap_err())
-    };
-    let (second, third) = within(async { futures::join!(second, third) }).await;
-    assert_eq!(second?, 1);
-    let error = third?;
-    assert!(error.kind() == ErrorKind::Timeout && error.to_string().contains("did not start"), "{error}");
-    assert_eq!(first.await?, 3);
-    assert_eq!(pool.apply(nap, (2,)).queue_timeout(Duration::from_secs(10)).await?, 2);
-    Ok(())
-}
-
-#[tokio::test]
 async fn cancelled_item_that_stops_in_time_keeps_its_worker() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
@@ -480,22 +441,6 @@ async fn a_token_takes_one_thread_and_only_while_its_item_is_at_work() -> mp::Re
 }
 
 #[tokio::test]
-async fn a_retry_backs_off_and_knows_which_attempt_it_is() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    let third_time = || match mp::current_task().map(|task| task.attempt()) {
-        Some(2) => 2,
-        _ => std::process::abort(),
-    };
-    let start = Instant::now();
-    assert_eq!(pool.apply(third_time, ()).retries(2).back_off(20 * MS).await?, 2);
-    assert!(start.elapsed() >= 60 * MS, "20 and 40 ms between the attempts");
-    let error = pool.apply(third_time, ()).retries(1).await.unwrap_err();
-    assert!(error.to_string().contains("attempt 2"), "{error}");
-    Ok(())
-}
-
-#[tokio::test]
 async fn cancelled_item_never_starts_and_frees_its_slot() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(1)?;
@@ -517,25 +462,6 @@ async fn cancelled_item_never_starts_and_frees_its_slot() -> mp::Result<()> {
     }
     assert_eq!(running.await.unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!(begun.len(), 0, "something began that was cancelled");
-    Ok(())
-}
-
-#[tokio::test]
-async fn rule_13_a_future_dropped_at_any_poll_leaks_no_slot() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    for polls in 0..40 {
-        let mut call = pool.apply(square, (2,)).boxed();
-        let mut stream = pool.imap_unordered(square, 0..1000).chunksize(3).boxed();
-        for _ in 0..polls {
-            if futures::poll!(&mut call).is_ready() {
-                call = pool.apply(square, (2,)).boxed();
-            }
-            let _ = futures::poll!(stream.next());
-        }
-        drop((call, stream));
-        assert_eq!(within(pool.map(square, 0..10)).await?, (0..10).map(square).collect::<Vec<_>>());
-    }
     Ok(())
 }
 
@@ -601,31 +527,6 @@ async fn unreadable_argument_fails_its_own_item_each_time() -> mp::Result<()> {
     std::thread::sleep(30 * MS);
     let error = within(pool.apply(|_: mp::Fd<std::fs::File>| (), (file(0),)).retries(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-    Ok(())
-}
-
-/// A call that was given up leaves the queue though what is in front of it stays there, and however many there are.
-#[tokio::test]
-async fn cancelled_items_are_dropped_while_all_workers_are_busy() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    let begun = Queue::unbounded()?;
-    let _running = pool.apply_async(say_and_stay, (begun.clone(),));
-    begun.get().await?;
-    let _first_in_line = pool.apply_async(square, (1,));
-    for late in [false, true] {
-        let mut map = pool.map(square, 0..100);
-        let mut progress = map.progress();
-        if late {
-            let mut map = Box::pin(map.queue_timeout(20 * MS));
-            assert_eq!(within(map.as_mut()).await.unwrap_err().kind(), ErrorKind::Timeout);
-        } else {
-            assert!(futures::poll!(Box::pin(map)).is_pending());
-        }
-        // Whoever tells of it is gone.
-        let gone = async { while progress.changed().await.is_ok() {} };
-        within(gone).await;
-    }
     Ok(())
 }
 
@@ -892,43 +793,6 @@ fn calls_on_a_pool_whose_runtime_has_ended_fail_with_the_reason() {
     assert_eq!((error.kind(), error.to_string().contains("closed")), (ErrorKind::Closed, true), "{error}");
 }
 
-/// What was asked for before `close` completes, whatever form it has and whenever it is waited for.
-#[tokio::test]
-async fn calls_made_before_close_complete() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let squares: Vec<_> = (0..20).map(square).collect();
-    let pool = Pool::new(2)?;
-    let single = pool.apply_async(square, (5,));
-    let (map, starmap) = (pool.map_async(square, 0..20), pool.starmap_async(square, (0..20).map(|n| (n,))));
-    let (imap, unordered) = (pool.imap(square, 0..20), pool.imap_unordered(square, 0..20));
-    let stream = pool.imap_stream(square, futures::stream::iter(0..20));
-    pool.close();
-    assert_eq!(within(single).await?, 25);
-    assert_eq!(within(map).await?, squares);
-    assert_eq!(within(starmap).await?, squares);
-    assert_eq!(within(imap.try_collect::<Vec<_>>()).await?, squares);
-    assert_eq!(within(unordered.try_fold(0, async |sum, n| Ok(sum + n))).await?, squares.iter().sum::<i64>());
-    assert_eq!(within(stream.try_collect::<Vec<_>>()).await?, squares);
-    within(pool.join()).await?;
-    // What comes after it does not, in any form.
-    let closed = |error: mp::Error| assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
-    closed(pool.apply(square, (5,)).await.unwrap_err());
-    closed(pool.apply_async(square, (5,)).await.unwrap_err());
-    closed(pool.map(square, 0..20).await.unwrap_err());
-    closed(pool.map_async(square, 0..20).await.unwrap_err());
-    closed(pool.starmap_async(square, (0..20).map(|n| (n,))).await.unwrap_err());
-    closed(pool.imap(square, 0..20).next().await.expect("an item").unwrap_err());
-    closed(pool.checkout().await.unwrap_err());
-    // A stream that nobody wants any more holds up no end.
-    let pool = Pool::new(1)?;
-    let stream = pool.imap(square, 0..20);
-    pool.close();
-    let mut join = std::pin::pin!(pool.join());
-    falls_asleep(join.as_mut()).await;
-    drop(stream);
-    within(join).await
-}
-
 #[tokio::test]
 async fn a_checkout_taken_before_close_goes_on_until_it_is_dropped() -> mp::Result<()> {
     let _deadline = Deadline::start();
@@ -974,35 +838,6 @@ async fn rule_8_crash_loop_breaks_the_pool_with_a_reason_and_can_be_revived() ->
 }
 
 #[tokio::test]
-async fn shutdown_returns_the_number_of_lost_items() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let begun = Queue::unbounded()?;
-    let say_and_nap = |begun: Queue<u32>, ms: u64| {
-        begun.blocking_put(0).expect("put");
-        nap(ms)
-    };
-    let pool = Pool::new(1)?;
-    let running = pool.apply_async(say_and_nap, (begun.clone(), 100));
-    begun.get().await?;
-    let waiting: Vec<_> = (0..5).map(|_| pool.apply_async(nap, (1,))).collect();
-    let report = within(pool.shutdown(Duration::from_secs(10))).await;
-    assert_eq!((report.not_begun(), report.killed()), (5, 0));
-    assert_eq!(running.await?, 100);
-    for result in waiting {
-        assert_eq!(result.await.unwrap_err().kind(), ErrorKind::Cancelled);
-    }
-    assert_eq!(pool.apply(square, (1,)).await.unwrap_err().kind(), ErrorKind::Closed);
-
-    let pool = Pool::new(1)?;
-    let running = pool.apply_async(say_and_nap, (begun.clone(), 600_000));
-    begun.get().await?;
-    let report = within(pool.shutdown(20 * MS)).await;
-    assert_eq!((report.not_begun(), report.killed()), (0, 1));
-    assert_eq!(running.await.unwrap_err().kind(), ErrorKind::Cancelled);
-    Ok(())
-}
-
-#[tokio::test]
 async fn rule_11_workers_work_under_their_conditions_and_ctrl_c_does_not_reach_them() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let done = Queue::unbounded()?;
@@ -1024,53 +859,6 @@ async fn rule_11_workers_work_under_their_conditions_and_ctrl_c_does_not_reach_t
     within(pool.join()).await?;
     assert_eq!(done.try_get()?, worker, "the finalizer ran");
     assert!(is_gone(worker));
-    Ok(())
-}
-
-/// Refuses to be written, or to be read, or does worse, when it is told to.
-#[derive(Debug)]
-struct Odd(u8);
-
-impl serde::Serialize for Odd {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            1 => Err(serde::ser::Error::custom("not this one")),
-            2 => std::process::abort(),
-            n => serializer.serialize_u8(n),
-        }
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Odd {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match <u8 as serde::Deserialize>::deserialize(deserializer)? {
-            3 => Err(serde::de::Error::custom("not to be read")),
-            4 if mp::current_task().is_some() || mp::parent_process().is_some() => std::process::abort(),
-            n => Ok(Self(n)),
-        }
-    }
-}
-
-#[tokio::test]
-async fn perr_02_rule_12_value_that_cannot_be_encoded_fails_its_item_only() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(1)?;
-    // POOL-06, DEAD-01: an argument that cannot be written.
-    assert_eq!(pool.apply(|_: Odd| (), (Odd(1),)).await.unwrap_err().kind(), ErrorKind::Encode);
-    let results: Vec<_> = pool.imap(|odd: Odd| odd.0, [0, 1, 9].map(Odd)).collect().await;
-    let kinds: Vec<_> = results.into_iter().map(|result| result.map_err(|error| error.kind())).collect();
-    assert_eq!(kinds, [Ok(0), Err(ErrorKind::Encode), Ok(9)]);
-    // DEAD-03, DEAD-04: one that the worker cannot read, and one that kills it.
-    assert_eq!(pool.apply(|_: Odd| (), (Odd(3),)).await.unwrap_err().kind(), ErrorKind::Decode);
-    assert_eq!(pool.apply(|_: Odd| (), (Odd(4),)).await.unwrap_err().kind(), ErrorKind::ProcessDied);
-    // PERR-02, DEAD-10, DEAD-08: results.
-    for _ in 0..20 {
-        assert_eq!(pool.apply(|| Odd(1), ()).await.unwrap_err().kind(), ErrorKind::Encode);
-    }
-    assert_eq!(pool.apply(|| Odd(2), ()).await.unwrap_err().kind(), ErrorKind::ProcessDied);
-    // POOL-37, DEAD-11: a result that we cannot read.
-    assert_eq!(pool.apply(|| Odd(3), ()).await.unwrap_err().kind(), ErrorKind::Decode);
-    assert_eq!(pool.apply(square, (4,)).await?, 16);
     Ok(())
 }
 
@@ -1214,28 +1002,8 @@ async fn no_time_at_all_and_odd_numbers_are_no_mistake_or_an_error() -> mp::Resu
     for workers in [0..=usize::MAX, 5000..=5000] {
         assert!(Pool::new(workers).is_err_and(|error| error.to_string().contains("4096 workers at most")));
     }
+    assert!(Pool::builder().workers(1).max_waiting(0).build().is_err());
     assert!(Pool::builder().cpus([usize::MAX]).build().is_err_and(|error| error.to_string().contains("no CPU")));
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn many_tasks_share_one_pool() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    let callers = (0..16).map(|n| {
-        let pool = pool.clone();
-        tokio::spawn(async move {
-            for i in 0..50 {
-                assert_eq!(pool.apply(square, (n * i,)).await?, square(n * i));
-            }
-            let sum: i64 = pool.imap_unordered(square, 0..300).try_fold(0, async |sum, x| Ok(sum + x)).await?;
-            assert_eq!(sum, (0..300).map(square).sum::<i64>());
-            Ok::<_, mp::Error>(())
-        })
-    });
-    for caller in callers.collect::<Vec<_>>() {
-        within(caller).await.expect("no panic")?;
-    }
     Ok(())
 }
 
@@ -1567,54 +1335,6 @@ async fn bounded(most: usize, gate: &Gate) -> mp::Result<(Pool, mp::AsyncResult<
 }
 
 #[tokio::test]
-async fn try_apply_of_a_pool_with_as_many_waiting_as_may_is_full_at_once_and_apply_waits_for_room() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let gate = Gate::new("max_waiting");
-    let (pool, busy) = bounded(2, &gate).await?;
-    let waiting = [pool.try_apply(square, (1,))?, pool.try_apply(square, (2,))?];
-    let error = pool.try_apply(square, (3,)).err().expect("it is full");
-    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
-    let mut held_back = Box::pin(async { pool.apply(square, (4,)).await });
-    let mut begun = pool.apply_async(square, (5,));
-    assert!(held_back.as_mut().now_or_never().is_none() && (&mut begun).now_or_never().is_none());
-    assert_eq!(pool.stats().queued, 2, "who waits for room has handed nothing in");
-    // Those behind them do not come before them.
-    assert_eq!(pool.try_apply(square, (6,)).err().map(|error| error.kind()), Some(ErrorKind::Full));
-    gate.open();
-    within(busy).await?;
-    assert_eq!((within(held_back).await?, within(begun).await?), (16, 25));
-    for (n, result) in (1..).zip(waiting) {
-        assert_eq!(within(result).await?, square(n));
-    }
-    assert_eq!(within(pool.try_apply(square, (7,))?).await?, 49);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_call_that_waits_for_room_and_is_dropped_leaves_its_place_to_the_next() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let gate = Gate::new("max_waiting_dropped");
-    let (pool, busy) = bounded(1, &gate).await?;
-    let waiting = pool.try_apply(square, (1,))?;
-    let mut dropped = [2, 3].map(|n| Box::pin(pool.apply(square, (n,))));
-    assert!(dropped.iter_mut().all(|call| call.now_or_never().is_none()));
-    let last = tokio::spawn({
-        let pool = pool.clone();
-        async move { pool.apply(square, (4,)).await }
-    });
-    tokio::task::yield_now().await;
-    let [first, second] = dropped;
-    drop(first);
-    gate.open();
-    within(busy).await?;
-    within(waiting).await?;
-    // It has been woken by now, or will be; nobody polls it.
-    drop(second);
-    assert_eq!(within(last).await.expect("no panic")?, 16);
-    Ok(())
-}
-
-#[tokio::test]
 async fn a_call_that_is_cancelled_while_it_waits_for_room_never_runs_and_leaves_its_place() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let gate = Gate::new("max_waiting_cancelled");
@@ -1643,7 +1363,6 @@ async fn a_call_that_is_cancelled_while_it_waits_for_room_never_runs_and_leaves_
 #[tokio::test]
 async fn a_map_hands_in_no_more_items_than_may_wait_and_all_get_done() -> mp::Result<()> {
     let _deadline = Deadline::start();
-    assert!(Pool::builder().workers(1).max_waiting(0).build().is_err());
     for workers in [1, 3] {
         let pool = Pool::builder().workers(workers).max_waiting(5).build()?;
         let both = futures::future::join(
@@ -1712,17 +1431,6 @@ async fn large_results_of_calls_that_nobody_waits_for_leave_nothing_behind() -> 
         Ok(())
     }
     in_child(all, ()).await
-}
-
-#[tokio::test]
-async fn progress_of_a_call_ends_with_it_however_long_its_items_might_have_waited() -> mp::Result<()> {
-    let pool = Pool::new(2)?;
-    let mut map = pool.map(square, 0..100).queue_timeout(Duration::from_secs(3600));
-    let mut progress = map.progress();
-    within(map).await?;
-    within(async { while progress.changed().await.is_ok() {} }).await;
-    assert_eq!(progress.borrow().done, 100);
-    Ok(())
 }
 
 /// What it decodes to panics in this process.

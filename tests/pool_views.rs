@@ -1,7 +1,7 @@
 //! What a pool lets one see and choose: figures, traces, last words, progress, checkouts, pools in pools and in place.
 
-use futures::{StreamExt, TryStreamExt, stream};
-use multiprocess::{self as mp, ErrorKind, Pool, PoolStreamExt, Queue};
+use futures::{StreamExt, TryStreamExt};
+use multiprocess::{self as mp, ErrorKind, Pool, Queue};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -161,25 +161,6 @@ async fn log_02_events_and_spans_of_a_task_appear_under_its_callers_span() -> mp
     // Without a subscriber nothing is told.
     pool.apply(tells, (3,)).await?;
     assert!(seen.0.lock().unwrap().is_empty());
-    Ok(())
-}
-
-#[tokio::test]
-async fn stream_mapped_in_a_pool_reports_its_progress() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    let pool = Pool::new(2)?;
-    let squares: Vec<i64> = stream::iter(0..50).map_in_pool(&pool, square).try_collect().await?;
-    assert_eq!(squares, (0..50).map(square).collect::<Vec<_>>());
-    let odd_fails = |n: u64| {
-        assert!(n.is_multiple_of(2), "odd");
-        n
-    };
-    let mut results = pool.imap_unordered(odd_fails, 0..10);
-    let mut progress = results.progress();
-    let results: Vec<_> = results.collect().await;
-    let last = *progress.borrow_and_update();
-    assert_eq!((results.len(), last.done, last.failed, last.total), (10, 10, 5, 10));
-    assert!(last.rate > 0.0 && progress.changed().await.is_err(), "it is over");
     Ok(())
 }
 

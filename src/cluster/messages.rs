@@ -18,7 +18,7 @@
 //! | `mp.P.beat` | host to all submitters | [`Beat`] |
 //! | `mp.P.roll` | submitter to all hosts: asks for a beat | empty |
 
-use crate::pool::{Limits, Origin};
+use crate::pool::{Limits, Origin, Retry};
 use crate::process::entry;
 use bytes::Bytes;
 use std::time::Duration;
@@ -245,10 +245,11 @@ impl MessageOrder {
         to.u64(*first);
         to.u32(*count);
         to.u32(*attempt);
-        let Limits { timeout, grace, retries, back_off, chunk } = limits;
+        let Limits { timeout, grace, retries, retry_on, back_off, chunk } = limits;
         to.optional(*timeout);
         to.time(*grace);
         to.u32(*retries);
+        to.u8(retry_on.to_bits());
         to.time(*back_off);
         to.u32((*chunk).try_into().unwrap_or(u32::MAX));
         to.optional(*item_time);
@@ -263,6 +264,7 @@ impl MessageOrder {
             timeout: from.optional()?,
             grace: from.time()?,
             retries: from.u32()?,
+            retry_on: Retry::from_bits(from.u8()?)?,
             back_off: from.time()?,
             chunk: from.u32()? as usize,
         };
@@ -544,6 +546,7 @@ mod tests {
             timeout: Some(Duration::from_millis(3)),
             grace: Duration::from_millis(10),
             retries: 2,
+            retry_on: Retry::DIED,
             back_off: Duration::from_micros(7),
             chunk: 5,
         };

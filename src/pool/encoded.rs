@@ -93,13 +93,14 @@ impl EncodedRun {
     pub(super) fn start(pool: Arc<PoolLifetime>, items: EncodedItems) -> Result<Self> {
         let label = items.check()?;
         let EncodedItems { call, first, count, attempt, records, limits, item_time, start_in, origin } = items;
-        let Limits { timeout, grace, retries, back_off, chunk } = limits;
+        let Limits { timeout, grace, retries, retry_on, back_off, chunk } = limits;
         let chunk = chunk.min(lane::MOST_ITEMS);
         let options = Options {
             timeout,
             queue_timeout: start_in,
             grace: Some(grace),
             retries,
+            retry_on,
             back_off,
             chunk,
             is_many: true,

@@ -32,10 +32,22 @@ impl Retry {
     /// earlier ones had left behind.
     pub const MEMORY_LIMIT: Self = Self(4);
 
-    pub(super) const ALL: Self = Self(7);
+    pub(crate) const ALL: Self = Self(7);
 
     /// None by the scheduler: a predicate decides.
     pub(super) const NONE: Self = Self(0);
+
+    /// Its bits, for messages to other hosts.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn to_bits(self) -> u8 {
+        self.0
+    }
+
+    /// The kinds of [`to_bits`](Self::to_bits); `None` for any other bits.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn from_bits(bits: u8) -> Option<Self> {
+        (bits <= Self::ALL.0).then_some(Self(bits))
+    }
 
     pub(super) fn is_for(self, kind: ErrorKind) -> bool {
         let which = match kind {

@@ -40,6 +40,7 @@ use super::call_items::CallItems;
 use super::chunk::Chunk;
 use super::options::ChunkLimits;
 use super::protocol::Origin;
+use super::retry::Retry;
 use super::stats::PoolStats;
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
@@ -137,8 +138,9 @@ pub(crate) struct Limits {
     /// From an item's start; then it is asked to stop, and killed after `grace`.
     pub(crate) timeout: Option<Duration>,
     pub(crate) grace: Duration,
-    /// How often an item that killed its worker, or was killed for its time, is tried again.
+    /// How often an item that killed its worker, or was killed for its time, is tried again; and after which of these failures.
     pub(crate) retries: u32,
+    pub(crate) retry_on: Retry,
     /// How long the first retry waits; each further one twice as long.
     pub(crate) back_off: Duration,
     /// The caller's `chunksize`; 0 is by measured time.
@@ -232,6 +234,7 @@ impl Order {
             timeout: options.timeout,
             grace: options.grace.unwrap_or(self.grace),
             retries: options.retries,
+            retry_on: options.retry_on,
             back_off: options.back_off,
             chunk: options.chunk,
         }

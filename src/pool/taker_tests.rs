@@ -2,7 +2,7 @@
 //! worker processes.
 
 use super::taker::{EncodedResults, External, Limits, Order, Orders, Taker};
-use super::{ChunkLimits, EncodedItems, Pool, PoolBuilder, current_task};
+use super::{ChunkLimits, EncodedItems, Pool, PoolBuilder, Retry, current_task};
 use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE};
@@ -146,10 +146,23 @@ async fn order_names_its_function_and_its_results_reach_the_call() {
     order.settle(results(&order)).unwrap();
     assert_eq!(within(call).await.unwrap(), 42);
 
-    let call = pool.apply(plus_one, (1,)).timeout(5 * MS).retries(3).back_off(2 * MS).queue_timeout(LIMIT);
+    let call = pool
+        .apply(plus_one, (1,))
+        .timeout(5 * MS)
+        .retries(3)
+        .retry_if(Retry::DIED)
+        .back_off(2 * MS)
+        .queue_timeout(LIMIT);
     let answer = async {
         let order = fake.next().await;
-        let limits = Limits { timeout: Some(5 * MS), grace: 10 * MS, retries: 3, back_off: 2 * MS, chunk: 0 };
+        let limits = Limits {
+            timeout: Some(5 * MS),
+            grace: 10 * MS,
+            retries: 3,
+            retry_on: Retry::DIED,
+            back_off: 2 * MS,
+            chunk: 0,
+        };
         assert_eq!(order.limits(), limits);
         assert!(order.start_by().is_some());
         order.fail_rest(&Error::new(ErrorKind::ProcessDied, "host h1 was lost"));
@@ -356,7 +369,8 @@ fn items<A: serde::Serialize + 'static>(call: entry::Call, first: u64, arguments
         let message = wire::encode(argument).unwrap();
         spsc::append_record(&mut records, message.payload(argument)).unwrap();
     }
-    let limits = Limits { timeout: None, grace: 10 * MS, retries: 0, back_off: Duration::ZERO, chunk: 0 };
+    let limits =
+        Limits { timeout: None, grace: 10 * MS, retries: 0, retry_on: Retry::ALL, back_off: Duration::ZERO, chunk: 0 };
     let count = arguments.len() as u32;
     EncodedItems {
         call,
