@@ -8,6 +8,13 @@
 //! ```
 //!
 //! Dropping that stream cancels what runs in the workers. Ctrl-C and SIGTERM do nothing else here.
+//!
+//! With the feature `cluster` the sums are done by all machines that serve, on the files as they see them (a shared file system):
+//!
+//! ```text
+//! treesum --serve nats://queue:4222/treesum                  # on each of them, until SIGTERM
+//! treesum --cluster nats://queue:4222/treesum -- /shared     # the same lines as without
+//! ```
 
 use futures_util::{Stream, StreamExt, stream};
 use multiprocess::{self as mp, Pool};
@@ -26,13 +33,16 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 const USAGE: &str = "\
-usage: treesum [-j N] [-q] [--] DIR..
+usage: treesum [-j N] [-q] [--cluster URL] [--] DIR..
+       treesum [-j N] --serve URL
 
 Prints a line like sha256sum's for every regular file below each DIR, sorted by path.
 Symbolic links are not followed, unless a DIR itself is one.
 
   -j N  that many worker processes (default: one per CPU)
   -q    no progress and no summary
+  --cluster URL  have the machines sum that serve at URL, as nats://HOST:PORT/POOL
+  --serve URL    sum for others at URL until SIGTERM; then finish what has begun
 
 Exit status: 0 every file was read, 1 some were not, 2 wrong usage, 130 interrupted, 143 terminated.";
 
@@ -45,29 +55,71 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         };
+        if let Some(url) = &options.serve {
+            return serve(options.workers, url).await.unwrap_or_else(failure);
+        }
         tokio::select! {
             biased;
             signal = mp::shutdown_signal() => signal.map_or(ExitCode::FAILURE, |signal| signal.exit_code().into()),
-            outcome = treesum(options) => outcome.unwrap_or_else(|error| {
-                eprintln!("treesum: {error}");
-                ExitCode::FAILURE
-            }),
+            outcome = treesum(options) => outcome.unwrap_or_else(failure),
         }
     })
 }
 
+fn failure(error: mp::Error) -> ExitCode {
+    eprintln!("treesum: {error}");
+    ExitCode::FAILURE
+}
+
+/// The pool of this machine, or of a cluster, and how many batches are to be out at a time.
+fn pool(options: &Options) -> mp::Result<(Pool, usize)> {
+    match &options.cluster {
+        // Three batches per worker keep it busy while answers are on their way.
+        None => Ok((Pool::builder().workers(options.workers).build()?, 3 * options.workers)),
+        #[cfg(feature = "cluster")]
+        Some(url) => Ok((Pool::builder().cluster(url.as_str()).build()?, 256)),
+        #[cfg(not(feature = "cluster"))]
+        Some(_) => Err(without_cluster()),
+    }
+}
+
+#[cfg(feature = "cluster")]
+async fn serve(workers: usize, url: &str) -> mp::Result<ExitCode> {
+    let pool = Pool::builder().workers(workers).build()?;
+    let mut serving = pool.serve(url);
+    let served = tokio::select! {
+        served = &mut serving => served?,
+        _ = mp::shutdown_signal() => {
+            serving.drain(Duration::from_secs(30));
+            serving.await?
+        }
+    };
+    eprintln!("treesum: {} batches summed, {} given back, {} stopped", served.items, served.given_back, served.killed);
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(not(feature = "cluster"))]
+async fn serve(_: usize, _: &str) -> mp::Result<ExitCode> {
+    Err(without_cluster())
+}
+
+#[cfg(not(feature = "cluster"))]
+fn without_cluster() -> mp::Error {
+    mp::Error::other("this program was built without clusters: build it with `--features cluster`")
+}
+
 async fn treesum(options: Options) -> mp::Result<ExitCode> {
-    let pool = Pool::builder().workers(options.workers).build()?;
+    let (pool, most_out) = pool(&options)?;
+    let is_local = options.cluster.is_none();
     let (news, found) = walk(options.roots);
     let progress = Progress::new(options.quiet, found);
     let mut digests = Vec::new();
     let mut busy = Duration::ZERO;
 
-    // Three batches per worker keep it busy while answers are on their way.
     let answers = news
         .filter_map(|batch| ready(batch.map_err(|(path, error)| progress.complain(&path, error)).ok()))
-        .map(async |batch| (sums_of(&pool, &batch, &progress).await, batch))
-        .buffer_unordered(3 * options.workers);
+        .map(async |batch| (sums_of(&pool, &batch, &progress, is_local).await, batch))
+        .buffer_unordered(most_out);
     let mut answers = std::pin::pin!(answers);
     let mut tick = tokio::time::interval(progress.period());
     tick.tick().await; // the first comes at once, when there is nothing to show
@@ -98,15 +150,15 @@ async fn treesum(options: Options) -> mp::Result<ExitCode> {
     }
 
     digests.sort_unstable();
-    progress.summarise(digests.len(), busy, options.workers);
+    progress.summarise(digests.len(), busy, pool.workers());
     on_a_thread(move || print(&digests)).await?;
     Ok(if progress.failures.get() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The sums of a batch, and meanwhile the progress of one that takes a while.
-async fn sums_of(pool: &Pool, batch: &Batch, progress: &Progress) -> mp::Result<Sums> {
+/// The sums of a batch, and meanwhile the progress of one that takes a while; events come from this machine only.
+async fn sums_of(pool: &Pool, batch: &Batch, progress: &Progress, is_local: bool) -> mp::Result<Sums> {
     let mut call = pool.apply(sum_files, (batch.paths.clone(),)).retries(1);
-    if batch.bytes < 2 * NEWS {
+    if batch.bytes < 2 * NEWS || !is_local {
         return call.await;
     }
     let mut news = call.events::<u64>();
@@ -444,16 +496,24 @@ async fn on_a_thread<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send
 struct Options {
     workers: usize,
     quiet: bool,
+    cluster: Option<String>,
+    serve: Option<String>,
     roots: Vec<PathBuf>,
 }
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, String> {
-        let mut options = Self { workers: mp::cpu_count(), quiet: false, roots: Vec::new() };
+        let mut options =
+            Self { workers: mp::cpu_count(), quiet: false, cluster: None, serve: None, roots: Vec::new() };
         while let Some(argument) = arguments.next() {
             match argument.to_str() {
                 Some("--") => options.roots.extend(arguments.by_ref().map(PathBuf::from)),
                 Some("-q") => options.quiet = true,
+                Some(option @ ("--cluster" | "--serve")) => {
+                    let url = arguments.next().and_then(|url| url.into_string().ok());
+                    let url = url.ok_or_else(|| format!("treesum: {option} needs a URL\n\n"))?;
+                    *if option == "--serve" { &mut options.serve } else { &mut options.cluster } = Some(url);
+                }
                 Some(option) if option.starts_with("-j") => {
                     let attached = Some(OsString::from(&option[2..])).filter(|rest| !rest.is_empty());
                     let number = attached.or_else(|| arguments.next()).and_then(|n| n.to_str()?.parse().ok());
@@ -465,6 +525,10 @@ impl Options {
                 _ => options.roots.push(argument.into()),
             }
         }
-        if options.roots.is_empty() { Err(String::new()) } else { Ok(options) }
+        match (&options.serve, &options.cluster, options.roots.is_empty()) {
+            (None, _, false) | (Some(_), None, true) => Ok(options),
+            (None, _, true) => Err(String::new()),
+            (Some(_), ..) => Err("treesum: --serve stands alone\n\n".into()),
+        }
     }
 }
