@@ -77,6 +77,14 @@ fn note(file: PathBuf, wait: Duration) {
     std::thread::sleep(wait);
 }
 
+/// Adds a line, and stays if it is the first.
+fn stays_first(file: PathBuf) {
+    note(file.clone(), Duration::ZERO);
+    if notes(&file) == 1 {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
 fn notes(file: &PathBuf) -> usize {
     std::fs::read(file).map_or(0, |bytes| bytes.len())
 }
@@ -301,7 +309,7 @@ async fn item_that_overruns_the_grace_of_a_drain_is_killed_and_runs_elsewhere() 
     let file = server.dir().join("notes");
     let local = Pool::new(1).unwrap();
     let serving = local.serve(server.address());
-    let call = pool.apply_async(note, (file.clone(), 1500 * MS));
+    let call = pool.apply_async(stays_first, (file.clone(),));
     until("it runs", async || notes(&file) == 1).await;
     serving.drain(50 * MS);
     let served = within(serving).await.unwrap();
@@ -321,9 +329,9 @@ async fn an_item_that_had_begun_and_was_given_back_does_not_fail_by_its_queue_ti
     let local = Pool::new(1).unwrap();
     let serving = local.serve(server.address());
     until("a host that is known", async || pool.workers() == 1).await;
-    let limit = Duration::from_secs(2);
+    let limit = Duration::from_secs(5);
     let asked = Instant::now();
-    let call = tokio::spawn(pool.apply(note, (file.clone(), 1000 * MS)).queue_timeout(limit).into_future());
+    let call = tokio::spawn(pool.apply(stays_first, (file.clone(),)).queue_timeout(limit).into_future());
     until("it runs", async || notes(&file) == 1).await;
     serving.drain(Duration::ZERO);
     assert_eq!(within(serving).await.unwrap().killed, 1);
@@ -341,7 +349,7 @@ async fn an_item_that_was_given_back_before_it_began_keeps_its_queue_timeout() {
     let running = local.apply_async(forever, ());
     let serving = local.serve(server.address());
     until("a host that is known", async || pool.workers() == 1).await;
-    let call = tokio::spawn(pool.apply(square, (3,)).queue_timeout(Duration::from_secs(3)).into_future());
+    let call = tokio::spawn(pool.apply(square, (3,)).queue_timeout(Duration::from_secs(8)).into_future());
     until("the host has it", async || pool.hosts().iter().any(|host| host.busy == 1)).await;
     drop(serving);
     assert_eq!(within(call).await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
@@ -355,7 +363,7 @@ async fn a_service_that_is_dropped_gives_everything_back() {
     let file = server.dir().join("notes");
     let local = Pool::new(1).unwrap();
     let serving = local.serve(server.address());
-    let call = pool.apply_async(note, (file.clone(), 1500 * MS));
+    let call = pool.apply_async(stays_first, (file.clone(),));
     until("it runs", async || notes(&file) == 1).await;
     drop(serving);
     let began = Instant::now();
@@ -384,10 +392,10 @@ async fn large_values_cross(server: &cluster::Server) {
     let sizes = within(pool.map(count, (0..20).map(|n| vec![7; n * 30_000]))).await.unwrap();
     assert!(sizes.iter().enumerate().all(|(n, size)| *size == n * 30_000));
     // What is known to be quick travels together: the heads of all are larger than some servers let through.
-    for len in [1, 200] {
-        let quick = (0..2000).map(|_| pool.apply_async(count, (vec![7; len],)));
+    for len in [1, 200, 3000, 7000] {
+        let quick = (0..2000).map(|n| pool.apply_async(count, (vec![7; if n % 2 == 0 { len } else { 200 }],)));
         let sizes = within(futures::future::try_join_all(quick)).await.unwrap();
-        assert!(sizes.iter().all(|size| *size == len));
+        assert!(sizes.iter().enumerate().all(|(n, size)| *size == if n % 2 == 0 { len } else { 200 }));
     }
     server.is_empty().await;
 }
@@ -438,6 +446,55 @@ async fn a_full_stream_makes_submitters_wait_and_fails_nothing() {
     let results = within(futures::future::try_join_all(calls)).await.unwrap();
     assert_eq!(results, (0..30).collect::<Vec<_>>());
     server.is_empty().await;
+}
+
+/// Larger ones than the stream may hold travel past it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_argument_that_the_stream_has_no_room_for_arrives() {
+    let server = server!();
+    let address = server.address().most_waiting(1000, 64 << 10);
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let local = Pool::new(1).unwrap();
+    let _serving = local.serve(&address);
+    assert_eq!(within(pool.apply(count, (vec![7; 100 << 10],))).await.unwrap(), 100 << 10);
+    let sizes = within(pool.map(count, (0..20).map(|_| vec![7; 10 << 10]))).await.unwrap();
+    assert_eq!(sizes, [10 << 10; 20]);
+}
+
+/// Quick calls wait for each other, to travel together, and not for the end of longer ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quick_call_beside_a_map_of_long_items_is_answered_before_it_ends() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 2);
+    for n in 0..20 {
+        assert_eq!(within(pool.apply(square, (n,))).await.unwrap(), n * n);
+    }
+    let mut results = pool.imap_unordered(slow, 0..u64::MAX);
+    let mut read = 0;
+    let mut next = async || {
+        within(results.next()).await.unwrap().unwrap();
+        read += 1;
+        read
+    };
+    while next().await < 20 {}
+    let mut quick = pool.apply_async(square, (7,));
+    let answered = loop {
+        tokio::select! {
+            answer = &mut quick => break answer.unwrap(),
+            read = next() => assert!(read < 600, "it waits for the end of the others"),
+        }
+    };
+    assert_eq!(answered, 49);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_without_worker_processes_cannot_serve() {
+    let server = server!();
+    for pool in [Pool::in_process().unwrap(), cluster::pool(&server)] {
+        let error = within(pool.serve(server.address())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

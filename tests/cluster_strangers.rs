@@ -57,7 +57,9 @@ async fn garbage_on_any_subject_of_a_pool_harms_nobody_and_is_removed() {
     let pool = cluster::pool(&server);
     let host = Host::start(&server, 2);
     let running = pool.apply_async(forever, ());
+    cluster::until("a host that is known", async || pool.workers() == 2).await;
     let found = subjects(&server, &pool).await;
+    assert!(found.iter().any(|subject| subject.contains(".h.")), "{found:?}");
     let (task, own) = found.iter().partition::<Vec<_>, _>(|subject| subject.contains(".t."));
     let mut targets: Vec<String> = found.clone();
     for subject in own {
@@ -249,7 +251,7 @@ async fn each_role_of_the_example_has_its_own_permissions_and_no_others() {
     );
     // Makes the stream.
     let pool = Pool::builder().cluster(&admin).build().unwrap();
-    let error = within(pool.apply(square, (1,)).queue_timeout(1000 * MS)).await.unwrap_err();
+    let error = within(pool.apply(square, (1,)).queue_timeout(5000 * MS)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     let local = Pool::new(2).unwrap();
     let _serving = local.serve(&serve);

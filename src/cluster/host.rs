@@ -10,7 +10,8 @@
 //! |---|---|
 //! | this process | its leases end; the messages are handed out again |
 //! | a submitter | nobody answers at its subjects: after two seconds its items are stopped, and its messages removed |
-//! | the server | items go on for up to a lease; after a reconnect everything that was asked for is asked for again |
+//! | a submitter, stopped and still connected | a message that is to be asked for waits a lease for its word, and is handed out again later; of such a submitter one message at a time is asked for |
+//! | the server | items go on for up to a lease, and are then stopped; after a reconnect everything that was asked for is asked for again, and submitters learn that no host was lost with those that were stopped |
 
 use super::address::{Address, Target};
 use super::job::{Host, Job, JobCommand, JobOutcome, PATIENCE};
@@ -41,10 +42,14 @@ use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 const STILL_HELD: Duration = Duration::from_millis(50);
 /// While the host is busy, silent submitters are looked for this often.
 const LOOK: Duration = Duration::from_secs(2);
+/// So many of them at a time.
+const MOST_LOOKED_FOR: usize = 32;
 /// So many messages are named in one report, whatever size of message the server lets through.
 const MOST_REPORTED: usize = 4096;
 /// Within this all jobs report their progress.
 const GIVES_BACK: Duration = Duration::from_millis(500);
+/// A message whose submitter does not answer is handed out again after so many leases.
+const LATER: u32 = 2;
 /// Malformed messages are logged this often at most.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -56,6 +61,11 @@ pub(super) async fn serve(
     mut commands: UnboundedReceiver<Command>,
 ) -> Result<Served> {
     let target = address.parse()?;
+    if pool.taker().is_some() {
+        let text =
+            "a pool within this process, and a cluster pool, cannot serve: serve with a pool of worker processes";
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
     let names = Names::new(&target.pool, build);
     let (notices, mut noticed) = mpsc::unbounded_channel();
     let ready = ready(&address, &target, &names, (notices, &mut noticed));
@@ -181,6 +191,8 @@ struct Service {
     hostname: String,
     born: Instant,
     jobs: HashMap<(u64, u64), HeldJob>,
+    /// Messages that were stopped because the server was away for a lease. Their submitters are to learn that this host was not lost.
+    stopped: Vec<(u64, u64)>,
     /// Messages that are executed, or are to be.
     busy: usize,
     /// Messages in the order in which they came, until they are reported to their submitters.
@@ -219,6 +231,7 @@ impl Service {
             large: Default::default(),
             next_key: Default::default(),
             heard: Default::default(),
+            silent: Default::default(),
         };
         let connects = host.client.statistics().connects.load(Relaxed);
         Self {
@@ -228,6 +241,7 @@ impl Service {
             hostname,
             born: now,
             jobs: HashMap::new(),
+            stopped: Vec::new(),
             busy: 0,
             unreported: VecDeque::new(),
             pulls: Pulls::default(),
@@ -262,15 +276,14 @@ impl Service {
     ) -> Result<Served> {
         // The last command of a dropped `Serving` is sent once.
         let mut has_commander = true;
-        loop {
+        let failed = loop {
             let now = Instant::now();
             self.check_lease(now);
             if let Some(failed) = self.tend(now).await {
-                self.give_all_back().await;
-                return Err(failed);
+                break Some(failed);
             }
             if self.has_drained(now).await {
-                break;
+                break None;
             }
             self.ask_for_more(now).await;
             let next = self.next_due();
@@ -284,15 +297,13 @@ impl Service {
                 }
                 Some(event) = self.event.recv() => {
                     if let Some(failed) = self.happened(event).await {
-                        self.give_all_back().await;
-                        return Err(failed);
+                        break Some(failed);
                     }
                 }
                 Some(message) = cancels.next() => self.cancelled(&message),
                 Some(_) = rolls.next() => self.due.beat = now,
                 Some(notice) = noticed.recv() => if let Some(failed) = self.noticed(notice) {
-                    self.give_all_back().await;
-                    return Err(failed);
+                    break Some(failed);
                 },
                 command = commands.recv(), if has_commander => {
                     has_commander = command.is_some();
@@ -301,10 +312,12 @@ impl Service {
                 Some(provided) = finished(&mut self.providing) => drop(self.events.send(ServiceEvent::Provided(provided))),
                 () = sleep_until(next.into()) => {}
             }
-        }
+        };
+        self.give_all_back().await;
+        self.give_back_what_was_on_its_way(own).await;
         self.beat(true).await;
         let _ = timeout(Duration::from_secs(1), self.host.client.flush()).await;
-        Ok(self.served)
+        failed.map_or(Ok(self.served), Err)
     }
 
     fn is_connected(&self) -> bool {
@@ -334,8 +347,9 @@ impl Service {
             let is_leaving = self.drains_until.is_some();
             self.beat(is_leaving).await;
             self.reconnected();
-            if let Some(why) = self.host.pool.broken() {
-                return Some(Error::other(format!("the pool that serves has no working worker: {why}")));
+            self.say_stopped().await;
+            if let Some(broken) = self.broken() {
+                return Some(broken);
             }
         }
         if self.jobs.is_empty() {
@@ -367,6 +381,11 @@ impl Service {
             self.look_for_the_dead();
         }
         None
+    }
+
+    fn broken(&self) -> Option<Error> {
+        let why = self.host.pool.broken()?;
+        Some(Error::other(format!("the pool that serves has no working worker: {why}")))
     }
 
     async fn beat(&self, is_leaving: bool) {
@@ -416,12 +435,22 @@ impl Service {
             lost,
             "the cluster's server was not reached for a lease: what is held is stopped"
         );
-        for (_, job) in self.jobs.drain() {
+        for (key, job) in self.jobs.drain() {
             job.task.abort();
             self.served.killed += job.items as usize;
+            self.stopped.push(key);
         }
         self.busy = 0;
         self.echoes.clear();
+    }
+
+    /// Tells the submitters of stopped messages, before any of these is handed out again.
+    async fn say_stopped(&mut self) {
+        if self.is_connected() {
+            for key in std::mem::take(&mut self.stopped) {
+                self.say_given_back(key, true).await;
+            }
+        }
     }
 
     /// Reports to submitters which of their messages are held, and receives from them which they want no more.
@@ -488,12 +517,14 @@ impl Service {
         }
         let (host, events) = (self.host.clone(), self.events.clone());
         tokio::spawn(async move {
-            let waiting = stream::submitters(&host.client, &host.names).await.unwrap_or_default();
-            for submitter in waiting {
-                if !host.heard_within(submitter, LOOK) && is_dead(&host, submitter).await {
+            let mut waiting = stream::submitters(&host.client, &host.names).await.unwrap_or_default();
+            waiting.retain(|submitter| !host.heard_within(*submitter, LOOK));
+            let check = async |submitter| {
+                if is_dead(&host, submitter).await {
                     let _ = events.send(ServiceEvent::Dead(submitter));
                 }
-            }
+            };
+            futures_util::stream::iter(waiting).for_each_concurrent(MOST_LOOKED_FOR, check).await;
             let _ = events.send(ServiceEvent::Looked);
         });
     }
@@ -555,6 +586,7 @@ impl Service {
         self.pulls.arrived();
         let Some(reply) = message.reply.clone() else { return };
         let Some(delivered) = deliveries(&reply) else { return };
+        self.say_stopped().await;
         if self.drains_until.is_some() {
             // It was on its way when there was no room for it any more.
             return self.give_back(&message.payload, &reply).await;
@@ -579,7 +611,17 @@ impl Service {
             job.reply = reply;
             return;
         }
+        if !self.host.may_ask(key.0, self.address.lease * LATER) {
+            self.say_given_back(key, false).await;
+            return self.say_later(&reply).await;
+        }
         self.begin(key, tasks, delivered, reply);
+    }
+
+    /// Gives a message back that is to be handed out again later: its submitter does not answer.
+    async fn say_later(&self, reply: &Subject) {
+        let delay = (self.address.lease * LATER).as_nanos();
+        self.say(reply.clone(), format!("-NAK {{\"delay\": {delay}}}").into()).await;
     }
 
     fn begin(&mut self, key: (u64, u64), tasks: Tasks, delivered: u32, reply: Subject) {
@@ -677,11 +719,16 @@ impl Service {
                 self.served.given_back += job.items as usize;
                 self.say(job.reply.clone(), "-NAK".into()).await;
             }
-            JobOutcome::Closed(why) => {
+            JobOutcome::Silent => {
                 self.say_given_back(key, false).await;
                 self.served.given_back += job.items as usize;
+                self.say_later(&job.reply).await;
+            }
+            JobOutcome::Closed { why, has_begun } => {
+                self.say_given_back(key, has_begun).await;
+                self.served.given_back += job.items as usize;
                 self.say(job.reply.clone(), "-NAK".into()).await;
-                return Some(Error::closed("pool that serves").with_source(why));
+                return Some(self.broken().unwrap_or_else(|| Error::closed("pool that serves").with_source(why)));
             }
         }
         None
@@ -726,6 +773,8 @@ impl Service {
         let connects = self.host.client.statistics().connects.load(Relaxed);
         if std::mem::replace(&mut self.connects, connects) != connects {
             self.pulls.forget();
+            // A submitter may need longer than this host to connect again.
+            self.missing.clear();
             self.provisions = 0;
             self.provide();
             (self.due.beat, self.due.renewal) = (Instant::now(), Instant::now());
@@ -747,6 +796,8 @@ impl Service {
     }
 
     async fn ask_for_more(&mut self, now: Instant) {
+        // Also while it cannot ask: what is due would be due again at once.
+        self.pulls.expire(now);
         if self.drains_until.is_some() || self.providing.is_some() || !self.is_connected() {
             return;
         }
@@ -807,8 +858,19 @@ impl Service {
             self.say_given_back(key, true).await;
             self.say(job.reply.clone(), "-NAK".into()).await;
         }
-        self.beat(true).await;
-        let _ = timeout(Duration::from_secs(1), self.host.client.flush()).await;
+    }
+
+    /// Messages that the server sent before it learnt that nothing is wanted any more. Nobody was lost with them.
+    async fn give_back_what_was_on_its_way(&mut self, mut own: Subscriber) {
+        if !self.is_connected() || own.drain().await.is_err() {
+            return;
+        }
+        let deadline = tokio::time::Instant::now() + GIVES_BACK;
+        while let Ok(Some(message)) = timeout_at(deadline, own.next()).await {
+            if let Some(reply) = message.reply.as_ref().filter(|reply| deliveries(reply).is_some()) {
+                self.give_back(&message.payload, reply).await;
+            }
+        }
     }
 }
 

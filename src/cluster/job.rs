@@ -23,7 +23,7 @@ use tokio::time::sleep;
 const PARTIAL: Duration = Duration::from_millis(20);
 /// A submitter that has been silent for so long has died; before, it may be about to connect again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
-/// A submitter that does not answer for so many leases is as good as dead; somebody else may try.
+/// A submitter that does not confirm an answer for so many leases is as good as dead; another host may try.
 const MOST_SILENT_LEASES: u32 = 10;
 /// An answer has no more parts than this: each has a head of so many bytes at most.
 const MOST_PARTS: usize = 256;
@@ -46,10 +46,34 @@ pub(super) struct Host {
     pub(super) next_key: AtomicU64,
     /// When the last message of each submitter arrived.
     pub(super) heard: Mutex<HashMap<u64, Instant>>,
+    /// Submitters that are connected and did not answer for a lease, and when one was last asked.
+    pub(super) silent: Mutex<HashMap<u64, Instant>>,
 }
 
 impl Host {
+    /// Returns `true` if a message of this submitter may be begun. Of one that does not answer, one message is each time after `pause`.
+    pub(super) fn may_ask(&self, submitter: u64, pause: Duration) -> bool {
+        let mut silent = lock(&self.silent);
+        match silent.get_mut(&submitter) {
+            Some(asked) if asked.elapsed() < pause => false,
+            Some(asked) => {
+                *asked = Instant::now();
+                true
+            }
+            None => true,
+        }
+    }
+
+    fn is_silent(&self, submitter: u64) {
+        let mut silent = lock(&self.silent);
+        if silent.len() >= MANY_SUBMITTERS {
+            silent.retain(|_, asked| asked.elapsed() < FORGOTTEN_AFTER);
+        }
+        silent.insert(submitter, Instant::now());
+    }
+
     pub(super) fn has_heard(&self, submitter: u64) {
+        lock(&self.silent).remove(&submitter);
         let mut heard = lock(&self.heard);
         if heard.len() >= MANY_SUBMITTERS {
             heard.retain(|_, last| last.elapsed() < FORGOTTEN_AFTER);
@@ -88,8 +112,10 @@ pub(super) enum JobOutcome {
     Orphaned,
     /// It was not executed, or not all of it.
     GivenBack { has_begun: bool },
-    /// The local pool takes nothing any more.
-    Closed(String),
+    /// Its submitter is connected, and has not answered for a lease.
+    Silent,
+    /// The local pool takes nothing any more, or has ended what it had taken.
+    Closed { why: String, has_begun: bool },
 }
 
 pub(super) struct Job {
@@ -117,7 +143,7 @@ impl Job {
             match self.ask().await {
                 Ok(Wanted { is_wanted: true, losses, start_in: within }) => {
                     start_in = within;
-                    self.tasks.orders.iter_mut().for_each(|order| order.attempt = order.attempt.max(losses));
+                    self.tasks.orders.iter_mut().for_each(|order| order.attempt = order.attempt.saturating_add(losses));
                 }
                 Ok(_) => return JobOutcome::Unwanted,
                 Err(end) => return end,
@@ -167,9 +193,13 @@ impl Job {
         let ask = Ask { number: self.tasks.number, host: self.host.id, delivered: self.delivered }.encode();
         let (subject, host, submitter) = (self.subject("q"), self.host.clone(), self.tasks.submitter);
         let asking = async {
-            let answered = ask_until_answered(host, submitter, subject, ask, PATIENCE, None).await;
+            let patience = host.lease;
+            let answered = ask_until_answered(host.clone(), submitter, subject, ask, PATIENCE, None, patience).await;
             answered.map_err(|end| match end {
-                JobOutcome::GivenBack { .. } => JobOutcome::GivenBack { has_begun: false },
+                JobOutcome::GivenBack { .. } => {
+                    host.is_silent(submitter);
+                    JobOutcome::Silent
+                }
                 end => end,
             })
         };
@@ -220,7 +250,7 @@ impl Job {
                 Err(error) if error.kind() == ErrorKind::Decode => {
                     return Err(JobOutcome::Malformed(error.to_string()));
                 }
-                Err(error) => return Err(JobOutcome::Closed(error.to_string())),
+                Err(error) => return Err(JobOutcome::Closed { why: error.to_string(), has_begun: false }),
             }
         }
         Ok(runs)
@@ -279,7 +309,11 @@ impl Job {
                     }
                 }
                 (at, next) = next_of(runs), if !runs.is_empty() => match next {
-                    Some(block) => results.add(runs[at].place, named(&self.host.name, block)),
+                    Some(block) => match named(&self.host, block) {
+                        Ok(block) => results.add(runs[at].place, block),
+                        // Another host may execute them.
+                        Err(why) => return JobOutcome::Closed { why, has_begun: true },
+                    },
                     None => {
                         let ActiveOrder { place, run, items } = runs.swap_remove(at);
                         let time = run.item_time().unwrap_or_default() * items;
@@ -313,7 +347,8 @@ impl Job {
             // An answer that is fetched in pieces is confirmed later.
             let wait = PATIENCE + Duration::from_millis(len / 5_000);
             let key = large.as_ref().map(|large| large.key);
-            let reply = ask_until_answered(host.clone(), submitter, subject, answer, wait, key).await?;
+            let patience = host.lease * MOST_SILENT_LEASES;
+            let reply = ask_until_answered(host.clone(), submitter, subject, answer, wait, key, patience).await?;
             match Wanted::decode(&reply) {
                 Ok(Wanted { is_wanted: true, .. }) => Ok(items),
                 Ok(_) => Err(JobOutcome::Unwanted),
@@ -323,7 +358,8 @@ impl Job {
     }
 }
 
-/// Asks a submitter something until it answers, or is found to be dead. One that fetches the value `large` is not silent.
+/// Asks a submitter something until it answers, is found to be dead, or was silent for `patience`. One that fetches the value `large`
+/// is not silent.
 async fn ask_until_answered(
     host: Arc<Host>,
     submitter: u64,
@@ -331,6 +367,7 @@ async fn ask_until_answered(
     payload: Bytes,
     wait: Duration,
     large: Option<u64>,
+    patience: Duration,
 ) -> Result<Bytes, JobOutcome> {
     let (began, mut nobody_since) = (Instant::now(), None::<Instant>);
     let last_piece = |host: &Host| large.and_then(|key| Some(lock(&host.large).get(&key)?.1));
@@ -353,7 +390,7 @@ async fn ask_until_answered(
             Err(_) => {
                 nobody_since = None;
                 let heard = last_piece(&host).map_or(began, |piece| piece.max(began));
-                if heard.elapsed() >= host.lease * MOST_SILENT_LEASES {
+                if heard.elapsed() >= patience {
                     return Err(JobOutcome::GivenBack { has_begun: true });
                 }
                 sleep(Duration::from_millis(50)).await;
@@ -375,18 +412,31 @@ async fn next_of(runs: &mut [ActiveOrder]) -> (usize, Option<EncodedResults>) {
     .await
 }
 
-/// Errors of what happened to an item, rather than of its own code, name the host.
-fn named(host: &str, results: EncodedResults) -> EncodedResults {
+/// Errors of what happened to an item, rather than of its own code, name the host. Fails if they are of the end of the local pool,
+/// which is no concern of the submitter's.
+fn named(host: &Host, results: EncodedResults) -> Result<EncodedResults, String> {
+    let mut ended = None;
     let place = |error: Error| match error.kind() {
+        // Its items are cancelled by dropping them, and then have no results.
+        ErrorKind::Cancelled => {
+            ended.get_or_insert_with(|| error.to_string());
+            error
+        }
+        // So fail those that wait for a worker when none can be started.
+        ErrorKind::Other if host.pool.broken().is_some() => {
+            ended.get_or_insert_with(|| error.to_string());
+            error
+        }
         ErrorKind::ProcessDied
         | ErrorKind::MemoryLimit
         | ErrorKind::Timeout
         | ErrorKind::Panicked
         | ErrorKind::Decode
-        | ErrorKind::Encode => error.on_host(host),
+        | ErrorKind::Encode => error.on_host(&host.name),
         _ => error,
     };
-    results.map_errors(place)
+    let results = results.map_errors(place);
+    ended.map_or(Ok(results), Err)
 }
 
 /// A large answer that is kept until it is confirmed.

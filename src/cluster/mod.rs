@@ -1,6 +1,6 @@
 //! A pool on many machines: a program submits items, and every host that serves the pool runs some of them.
 //!
-//! An item runs at least once. It runs twice only if a host was lost or cut off. Its caller gets exactly one result. Side
+//! An item runs at least once. It runs twice only if a host was lost, cut off, or ended with its message. Its caller gets exactly one result. Side
 //! effects are not undone. The guide's page is [a pool on many machines](crate::guide::many_machines). Needs the feature `cluster`, and Rust 1.89.
 //!
 //! ```
@@ -101,7 +101,9 @@ impl Pool {
     /// - `Other` if the address is invalid.
     /// - `Unavailable` if the server refuses this user, is too old or has no JetStream, or if the pool's stream was made with other
     ///   properties.
-    /// - `Closed` if this pool is closed.
+    /// - `Closed` if this pool is closed or terminated; what it had taken goes to other hosts.
+    /// - `Other` if this pool has no working worker ([`broken`](Self::broken)); what it had taken goes to other hosts.
+    /// - `Unsupported` if this pool has no worker processes: it is a cluster pool, or within this process.
     pub fn serve(&self, address: impl Into<Address>) -> Serving {
         let (commands, commanded) = mpsc::unbounded_channel();
         let service = host::serve(self.clone(), address.into(), image::fingerprint(), commanded);

@@ -25,12 +25,17 @@ pub(super) struct Pulls {
 }
 
 impl Pulls {
-    /// Returns how many messages to ask for now, by a host with so many slots that is at so many messages.
-    pub(super) fn wanted(&mut self, slots: usize, busy: usize, now: Instant) -> usize {
+    /// Forgets the requests whose time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
         while let Some((left, _)) = self.requests.front().filter(|(left, until)| *left == 0 || *until <= now).copied() {
             self.outstanding -= left;
             self.requests.pop_front();
         }
+    }
+
+    /// Returns how many messages to ask for now, by a host with so many slots that is at so many messages.
+    pub(super) fn wanted(&mut self, slots: usize, busy: usize, now: Instant) -> usize {
+        self.expire(now);
         let want = (slots + self.ahead(slots)).saturating_sub(busy + self.outstanding);
         // Few at a time would be as many requests.
         if want * 4 >= slots || self.outstanding == 0 { want } else { 0 }
@@ -131,6 +136,9 @@ mod tests {
         assert_eq!(pulls.wanted(7, 0, now), 7);
         pulls.asked(7, now);
         assert_eq!(pulls.wanted(7, 0, now + EXPIRES), 0);
+        assert!(pulls.until().is_some());
+        pulls.expire(now + EXPIRES + SLACK);
+        assert_eq!(pulls.until(), None, "a host that cannot ask waits for nothing");
         assert_eq!(pulls.wanted(7, 0, now + EXPIRES + SLACK), 7);
         pulls.asked(7, now);
         pulls.forget();

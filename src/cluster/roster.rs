@@ -106,6 +106,10 @@ impl Roster {
         self.own().any(|(beat, _)| beat.busy < beat.slots)
     }
 
+    pub(super) fn has(&self, host: u64) -> bool {
+        self.hosts.contains_key(&host)
+    }
+
     /// Returns the number of hosts if all are of other builds than this one, else 0.
     pub(super) fn strangers(&self) -> usize {
         if self.own().next().is_some() { 0 } else { self.hosts.len() }

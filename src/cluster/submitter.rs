@@ -52,6 +52,8 @@ const MOST_CANCELLED: usize = 2048;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(2);
 /// While something is out it is looked after this often.
 const TICK: Duration = Duration::from_millis(100);
+/// Quick calls wait for each other no longer than this, however many longer ones are out.
+const TOGETHER_FOR: Duration = Duration::from_millis(5);
 /// After so long without a host of this build, hosts of others are worth a warning.
 const NO_HOST: Duration = Duration::from_secs(2);
 
@@ -95,7 +97,7 @@ impl Submitter {
         let view = View { roster: Roster::new(build), redelivered: 0, duplicates: 0, round_trip: Histogram::default() };
         let submitter = Arc::new(Self { changed: Notify::new(), view: Mutex::new(view) });
         let names = Names::new(&target.pool, build);
-        let outage = Outage { since: Some(Instant::now()), why: None, lasting: None };
+        let outage = Outage { since: Some(Instant::now()), why: None, lasting: None, is_silence: false };
         let task = Work { orders, submitter: submitter.clone(), address, target, names, outage };
         tokio::spawn(task.run());
         submitter
@@ -113,6 +115,8 @@ struct Outage {
     why: Option<Error>,
     /// One that does not pass by itself.
     lasting: Option<Error>,
+    /// The server is connected and answers nothing. Its next word ends that.
+    is_silence: bool,
 }
 
 impl Outage {
@@ -127,8 +131,17 @@ impl Outage {
         }
     }
 
+    /// The server has been silent since then, which is no less than being away.
+    fn is_silent(&mut self, since: Instant) {
+        if self.since.is_none() {
+            self.since = Some(since);
+            self.is_silence = true;
+            self.why = Some(Error::new(ErrorKind::Unavailable, "it is connected and has not answered"));
+        }
+    }
+
     fn is_over(&mut self) {
-        *self = Self { since: None, why: None, lasting: None };
+        *self = Self { since: None, why: None, lasting: None, is_silence: false };
     }
 
     /// Returns the error for all calls, if the outage has lasted for too long, or will.
@@ -229,8 +242,9 @@ struct Sent {
     /// When it was published first, and last.
     since: Instant,
     tried: Instant,
-    /// Until when its items are to begin.
+    /// Until when its items are to begin, and how long that was when it was published first.
     start_by: Option<Instant>,
+    patience: Option<Duration>,
     /// The host that last reported to have it, and when the last report of it arrived.
     holder: Option<u64>,
     heard: Instant,
@@ -272,8 +286,6 @@ enum SessionEvent {
     Fetched { answer: Answer, outcome: std::result::Result<Bytes, Missing> },
     /// Whether the stream has message `number` at `sequence`.
     Sought { number: u64, is_there: Option<bool> },
-    /// The server was asked whether it is still there, and has answered or not.
-    Probed { has_answered: bool },
 }
 
 type Provided = std::result::Result<(), Failure>;
@@ -296,6 +308,7 @@ struct Session {
     places: HashMap<u64, (u64, usize)>,
     /// Orders that were taken and not sent, which may travel together.
     hand: Vec<Order>,
+    hand_since: Option<Instant>,
     /// Numbers that are wanted no more, and were not acknowledged when that was so.
     unwanted: HashSet<u64>,
     /// Large answers that are on their way, and where to confirm them.
@@ -308,9 +321,12 @@ struct Session {
     strangers_since: Option<Instant>,
     /// When anything arrived last, from whomever. A server that is stopped keeps its connections, and says nothing.
     arrived: Instant,
-    /// Since when the server has been asked whether it is there, without an answer.
+    /// Since when the server has been asked for an echo, without one, and when it was asked last.
     silent_since: Option<Instant>,
-    is_probed: bool,
+    echo_asked: Instant,
+    /// When the stream acknowledged anything last, and when that was published.
+    acknowledged: Instant,
+    acknowledged_of: Option<Instant>,
     /// When to look after the messages next, however many events come before.
     tick: Instant,
     has_warned: bool,
@@ -331,6 +347,7 @@ impl Session {
             aliases: HashMap::new(),
             places: HashMap::new(),
             hand: Vec::new(),
+            hand_since: None,
             unwanted: HashSet::new(),
             fetching: HashMap::new(),
             next_number: 0,
@@ -340,7 +357,9 @@ impl Session {
             strangers_since: None,
             arrived: Instant::now(),
             silent_since: None,
-            is_probed: false,
+            echo_asked: Instant::now(),
+            acknowledged: Instant::now(),
+            acknowledged_of: None,
             tick: Instant::now(),
             has_warned: false,
         }
@@ -427,7 +446,12 @@ impl Session {
             Notice::Connected => self.reconnected(),
             // It may be late, and belong to a connection before this one.
             Notice::Disconnected if self.is_connected() => {}
-            Notice::Disconnected => _ = self.work.outage.since.get_or_insert_with(Instant::now),
+            // One that was silent before has been away since then.
+            Notice::Disconnected => {
+                let since = self.silent_since.unwrap_or_else(Instant::now);
+                self.work.outage.since.get_or_insert(since);
+            }
+            Notice::Refused(_) if self.is_connected() => {}
             Notice::Refused(why) => {
                 let text =
                     format!("the server of the cluster pool {} takes this user no more: {why}", self.names().pool);
@@ -444,6 +468,7 @@ impl Session {
             return;
         }
         let now = Instant::now();
+        (self.arrived, self.silent_since, self.acknowledged) = (now, None, now);
         lock(&self.work.submitter.view).roster.excuse(now);
         let early = now.checked_sub(2 * self.work.address.lease).unwrap_or(now) + Duration::from_millis(300);
         for message in self.messages.values_mut() {
@@ -491,7 +516,9 @@ impl Session {
         let start_by = waiting.filter_map(|message| message.start_by).min();
         let silence = lock(&self.work.submitter.view).roster.until();
         let offline = self.work.outage.until(self.work.address.offline_timeout).filter(|until| *until > now);
-        [tick, start_by, silence, offline].into_iter().flatten().min()
+        let hand =
+            self.hand_since.filter(|_| !self.hand.is_empty() && self.may_send()).map(|since| since + TOGETHER_FOR);
+        [tick, start_by, silence, offline, hand].into_iter().flatten().min()
     }
 
     async fn look(&mut self) {
@@ -516,10 +543,11 @@ impl Session {
         if let Some(error) = self.work.outage.error(&self.names().pool, self.work.address.offline_timeout) {
             return self.fail_all(&error).await;
         }
+        self.count_lost(now).await;
         self.expire(now).await;
         self.fail_unanswered(now).await;
         self.publish_due(false).await;
-        self.probe(now);
+        self.ask_for_echo(now).await;
         self.seek(now);
     }
 
@@ -608,15 +636,59 @@ impl Session {
         }
     }
 
-    /// Fails messages that the stream has not acknowledged for too long, and all if the server has been silent for so long,
-    /// though it is connected.
+    /// A message whose host has not been heard of for two leases was lost with it, though no other host asks for it.
+    async fn count_lost(&mut self, now: Instant) {
+        if !self.is_ready || !self.is_connected() {
+            return;
+        }
+        let patience = 2 * self.work.address.lease;
+        let view = self.work.submitter.clone();
+        let is_lost = |message: &Sent| {
+            let holder = message.holder.filter(|_| now.saturating_duration_since(message.heard) >= patience);
+            holder.is_some_and(|holder| !lock(&view.view).roster.has(holder))
+        };
+        let numbers: Vec<_> =
+            self.messages.iter().filter(|(_, message)| is_lost(message)).map(|(number, _)| *number).collect();
+        for number in numbers {
+            let Some(sent) = self.messages.get_mut(&number) else { continue };
+            let losses = sent.losses.saturating_add(1);
+            tracing::debug!(number, holder = sent.holder, "the host of a message is not heard of any more");
+            // The time to begin counts anew: nobody may come who begins it.
+            let patience = sent.patience;
+            if let Some(error) = self.has_lost(number, losses) {
+                self.fail(number, &error).await;
+            } else if let Some(sent) = self.messages.get_mut(&number) {
+                (sent.holder, sent.start_by) = (None, patience.and_then(|patience| now.checked_add(patience)));
+            }
+        }
+    }
+
+    /// Counts that a message was lost with hosts so often; returns the error if that is too often.
+    fn has_lost(&mut self, number: u64, losses: u32) -> Option<Error> {
+        let sent = self.messages.get_mut(&number)?;
+        if losses > sent.losses {
+            sent.losses = losses;
+            let mut view = lock(&self.work.submitter.view);
+            let lost = sent.holder.map_or_else(|| "a host that was lost at once".into(), |host| view.roster.name(host));
+            sent.lost.push(lost);
+            view.redelivered += u64::from(sent.items);
+        }
+        if sent.losses <= self.work.address.redeliver {
+            return None;
+        }
+        let label = sent.orders.iter().flatten().next().map_or("an item", Order::label);
+        let (count, names) = (sent.lost.len(), sent.lost.join(", "));
+        let text = format!("{label} was at {count} hosts that were lost while they had it: {names}");
+        Some(Error::new(ErrorKind::ProcessDied, text))
+    }
+
+    /// Fails messages that the stream has not acknowledged for too long, nor any other meanwhile, though its server is there.
     async fn fail_unanswered(&mut self, now: Instant) {
         let limit = self.work.address.offline_timeout;
-        let is_over = |since: Instant| now.saturating_duration_since(since) >= limit;
-        let is_silent = self.silent_since.is_some_and(is_over);
+        let is_over = |since: Instant| now.saturating_duration_since(since.max(self.acknowledged)) >= limit;
         let is_unanswered = |message: &Sent| match message.state {
             State::Unacknowledged { silent_since, .. } => silent_since.is_some_and(is_over),
-            State::Stored(_) => is_silent,
+            State::Stored(_) => false,
         };
         if !self.is_ready || !self.is_connected() {
             return;
@@ -633,31 +705,32 @@ impl Session {
     /// Something has arrived, so the server is there.
     fn is_heard(&mut self) {
         (self.arrived, self.silent_since) = (Instant::now(), None);
+        if self.work.outage.is_silence {
+            self.work.outage.is_over();
+        }
     }
 
-    /// Asks a server that has not said anything for a while whether it is there, if something waits for it.
-    fn probe(&mut self, now: Instant) {
+    /// Has the server send an echo if it has said nothing for a while and something waits for it. One that sends none is away.
+    async fn ask_for_echo(&mut self, now: Instant) {
         let is_quiet = now.saturating_duration_since(self.arrived) >= UNACKNOWLEDGED;
-        if !is_quiet || self.is_probed || !self.is_ready || !self.is_connected() {
+        if !is_quiet || !self.is_connected() || self.messages.is_empty() && !self.work.outage.is_silence {
             return;
         }
-        let mut stored = self.messages.iter().filter_map(|(number, message)| match message.state {
-            State::Stored(sequence) => Some((*number, sequence)),
-            State::Unacknowledged { .. } => None,
-        });
-        let Some((number, sequence)) = stored.next() else { return };
-        self.silent_since.get_or_insert(now);
-        self.is_probed = true;
-        let (client, names, id, events) = (self.client.clone(), self.names().clone(), self.id, self.events.clone());
-        tokio::spawn(async move {
-            let has_answered = stream::has(&client, &names, sequence, (id, number)).await.is_some();
-            let _ = events.send(SessionEvent::Probed { has_answered });
-        });
+        if let Some(since) = self.silent_since
+            && now.saturating_duration_since(since) >= self.work.address.offline_timeout
+        {
+            self.work.outage.is_silent(since);
+        }
+        if self.silent_since.is_none() || now.saturating_duration_since(self.echo_asked) >= UNACKNOWLEDGED {
+            self.silent_since.get_or_insert(now);
+            self.echo_asked = now;
+            self.say(self.names().of('s', self.id, "e"), Bytes::new()).await;
+        }
     }
 
     /// The stream is asked again before its silence counts.
     fn forgive_silence(&mut self) {
-        self.silent_since = None;
+        (self.arrived, self.silent_since) = (Instant::now(), None);
         for message in self.messages.values_mut() {
             if let State::Unacknowledged { silent_since, .. } = &mut message.state {
                 *silent_since = None;
@@ -696,6 +769,10 @@ impl Session {
         self.cancel(&told).await;
     }
 
+    fn may_send(&self) -> bool {
+        self.is_ready && !self.is_full && self.is_connected()
+    }
+
     async fn take_orders(&mut self) {
         if let Some(error) = self.work.outage.error(&self.names().pool, self.work.address.offline_timeout) {
             if !self.messages.is_empty() || !self.hand.is_empty() {
@@ -706,7 +783,7 @@ impl Session {
             }
             return;
         }
-        if !self.is_ready || self.is_full || !self.is_connected() {
+        if !self.may_send() {
             return;
         }
         let slots = lock(&self.work.submitter.view).roster.slots();
@@ -715,9 +792,12 @@ impl Session {
             let Some(order) = self.work.orders.take() else { break };
             if let Some(error) = refusal(&order) {
                 order.fail_rest(&error);
-            } else if !is_quick(&order) {
+            } else if !is_quick(&order, self.most_inline() / 4) {
                 self.send(vec![order]).await;
             } else {
+                if self.hand.is_empty() {
+                    self.hand_since = Some(Instant::now());
+                }
                 self.hand.push(order);
                 if self.hand_is_full() {
                     self.send_hand().await;
@@ -725,15 +805,22 @@ impl Session {
             }
         }
         // While hosts have enough to do, more calls may come that travel with these.
-        if !self.hand.is_empty() && self.messages.len() < most_quick {
+        let has_waited = self.hand_since.is_some_and(|since| since.elapsed() >= TOGETHER_FOR);
+        if !self.hand.is_empty() && (has_waited || self.messages.len() < most_quick) {
             self.send_hand().await;
         }
+    }
+
+    /// How large arguments may be that travel inside their message: of larger ones the stream could hold none, or few.
+    fn most_inline(&self) -> usize {
+        let most_stored = usize::try_from(self.work.address.most_bytes / 4).unwrap_or(usize::MAX);
+        pieces::most_inline(&self.client).min(most_stored)
     }
 
     fn hand_is_full(&self) -> bool {
         let work: Duration = self.hand.iter().map(work_of).sum();
         let bytes: usize = self.hand.iter().map(|order| order.records().len() + ORDER_HEAD).sum();
-        self.hand.len() >= MOST_TOGETHER || work >= TOGETHER || bytes >= pieces::most_inline(&self.client) / 2
+        self.hand.len() >= MOST_TOGETHER || work >= TOGETHER || bytes >= self.most_inline() / 2
     }
 
     async fn send_hand(&mut self) {
@@ -747,9 +834,11 @@ impl Session {
         for (place, order) in orders.iter().enumerate() {
             self.places.insert(order.id(), (number, place));
         }
+        let start_by = orders.iter().filter_map(Order::start_by).min();
         let message = Sent {
             items: orders.iter().map(Order::count).sum(),
-            start_by: orders.iter().filter_map(Order::start_by).min(),
+            start_by,
+            patience: start_by.map(|start_by| start_by.saturating_duration_since(now)),
             orders: orders.into_iter().map(Some).collect(),
             state: State::unacknowledged(now),
             since: now,
@@ -784,7 +873,7 @@ impl Session {
         };
         let orders = message.orders.iter().enumerate().filter_map(|(place, order)| Some((place, order.as_ref()?)));
         let len: usize = orders.clone().map(|(_, order)| order.records().len()).sum();
-        let body = match len <= pieces::most_inline(&self.client) {
+        let body = match len <= self.most_inline() {
             true => {
                 let mut bytes = Vec::with_capacity(len);
                 orders.clone().for_each(|(_, order)| bytes.extend_from_slice(order.records()));
@@ -824,8 +913,14 @@ impl Session {
             self.forgive_silence();
         }
         let now = Instant::now();
-        let is_due =
-            |message: &Sent| matches!(&message.state, State::Unacknowledged { again, .. } if is_new || *again <= now);
+        // The stream acknowledges in order: on a slow link the first copy may not have left yet.
+        let is_slow = now.saturating_duration_since(self.acknowledged) < UNACKNOWLEDGED;
+        let is_due = |message: &Sent| {
+            let State::Unacknowledged { again, silent_since, .. } = &message.state else { return false };
+            let is_behind =
+                is_slow && silent_since.is_some() && self.acknowledged_of.is_none_or(|of| of <= message.tried);
+            is_new || *again <= now && !is_behind
+        };
         let mut due: Vec<_> =
             self.messages.iter().filter(|(_, message)| is_due(message)).map(|(number, _)| *number).collect();
         due.sort_unstable();
@@ -844,6 +939,7 @@ impl Session {
         };
         let limit = self.work.address.offline_timeout;
         let pool = self.names().pool.clone();
+        self.acknowledged = now;
         let Some(sent) = self.messages.get_mut(&number) else {
             if let Stored::At(sequence) = stored
                 && self.unwanted.remove(&number)
@@ -856,6 +952,7 @@ impl Session {
         let State::Unacknowledged { again, silent_since, refused, attempts } = &mut sent.state else { return };
         *attempts += 1;
         *silent_since = None;
+        self.acknowledged_of = self.acknowledged_of.max(Some(sent.tried));
         match stored {
             Stored::At(sequence) => {
                 (sent.state, sent.heard) = (State::Stored(sequence), now);
@@ -989,34 +1086,40 @@ impl Session {
         let Some(sent) = self.messages.get_mut(&number) else {
             return self.reply(message.reply.clone(), &no).await;
         };
-        let losses = sent.losses_before + delivered.saturating_sub(1).saturating_sub(sent.given_back);
+        let lost = delivered.saturating_sub(1).saturating_sub(sent.given_back);
+        let mut losses = sent.losses_before.saturating_add(lost);
+        if losses > sent.losses && sent.holder == Some(host) {
+            // It was here before, was cut off, and is not lost.
+            sent.given_back = sent.given_back.saturating_add(losses - sent.losses);
+            (sent.start_by, losses) = (None, sent.losses);
+        }
+        tracing::trace!(
+            number,
+            host,
+            delivered,
+            given_back = sent.given_back,
+            losses,
+            known = sent.losses,
+            "a host asks"
+        );
         if losses > sent.losses {
-            sent.losses = losses;
             // It has begun, as far as anybody knows, and is tried again: as on this machine, it has no time to begin by any more.
             sent.start_by = None;
-            let mut view = lock(&self.work.submitter.view);
-            let lost = sent.holder.map_or_else(|| "a host that was lost at once".into(), |host| view.roster.name(host));
-            sent.lost.push(lost);
-            view.redelivered += u64::from(sent.items);
         }
-        (sent.holder, sent.heard) = (Some(host), now);
-        if sent.losses > self.work.address.redeliver {
-            let label = sent.orders.iter().flatten().next().map_or("an item", Order::label);
-            let text = format!(
-                "{label} was at {} hosts that were lost while they had it: {}",
-                sent.lost.len(),
-                sent.lost.join(", ")
-            );
+        if let Some(error) = self.has_lost(number, losses) {
             self.reply(message.reply.clone(), &no).await;
-            return self.fail(number, &Error::new(ErrorKind::ProcessDied, text)).await;
+            return self.fail(number, &error).await;
         }
+        let Some(sent) = self.messages.get_mut(&number) else { return };
+        (sent.holder, sent.heard) = (Some(host), now);
         if sent.start_by.is_some_and(|by| by <= now) {
             self.reply(message.reply.clone(), &no).await;
             self.messages.entry(number).and_modify(|sent| sent.holder = None);
             return self.expire(now).await;
         }
         let start_in = sent.start_by.map(|by| by.saturating_duration_since(now));
-        let yes = Wanted { is_wanted: true, losses: sent.losses, start_in };
+        // Those before it was published under this number are in the message.
+        let yes = Wanted { is_wanted: true, losses: sent.losses - sent.losses_before, start_in };
         self.reply(message.reply.clone(), &yes).await;
     }
 
@@ -1088,12 +1191,6 @@ impl Session {
                 }
             }
             SessionEvent::Sought { number, is_there } => self.sought(number, is_there).await,
-            SessionEvent::Probed { has_answered } => {
-                self.is_probed = false;
-                if has_answered {
-                    self.is_heard();
-                }
-            }
         }
     }
 
@@ -1128,7 +1225,13 @@ impl Session {
         match is_there {
             // A host has spoken meanwhile, or nobody has answered.
             _ if !was_silent => {}
-            None => sent.heard = now.checked_sub(self.work.address.lease).unwrap_or(now),
+            None => {
+                sent.heard = now.checked_sub(self.work.address.lease).unwrap_or(now);
+                // The server is there, and its stream is not: that is an outage, too.
+                if self.provision.is_none() && self.is_connected() {
+                    self.provide();
+                }
+            }
             Some(true) => {
                 sent.heard = now.checked_sub(self.work.address.lease).unwrap_or(now);
                 sent.ignored = if has_free { sent.ignored + 1 } else { 0 };
@@ -1178,11 +1281,11 @@ fn work_of(order: &Order) -> Duration {
 }
 
 /// Returns `true` if an order may travel with others: it is known to be over soon.
-fn is_quick(order: &Order) -> bool {
+fn is_quick(order: &Order, most: usize) -> bool {
     work_of(order) < QUICK
         && order.start_by().is_none()
         && order.attachments().is_empty()
-        && order.records().len() < 8 << 10
+        && order.records().len() + ORDER_HEAD < most.min(8 << 10)
 }
 
 /// Why an order cannot leave this host.

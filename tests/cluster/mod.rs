@@ -162,11 +162,12 @@ pub fn pool(server: &Server) -> Pool {
 
 /// Waits until a condition holds that has to be asked for.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let start = Instant::now();
-    while !condition().await {
-        assert!(start.elapsed() < PATIENCE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let all = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 /// Prints what the crate tells `tracing`, if `MULTIPROCESS_LOG` is set.
