@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 /// The oldest server that will do.
 const OLDEST: (u64, u64) = (2, 10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const PING: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// The client's events about the connection.
@@ -70,7 +71,8 @@ pub(super) async fn connect(
         .custom_inbox_prefix(format!("mp.{pool}.i"))
         .connection_timeout(Duration::from_secs(2))
         .request_timeout(Some(Duration::from_secs(2)))
-        .ping_interval(Duration::from_secs(10))
+        // A connection whose machine is cut off ends by the third ping that is not answered.
+        .ping_interval(PING)
         .require_tls(target.is_tls)
         .reconnect_delay_callback(pause)
         .event_callback(move |event| {
