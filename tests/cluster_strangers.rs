@@ -267,3 +267,82 @@ async fn each_role_of_the_example_has_its_own_permissions_and_no_others() {
     let error = within(pool.apply(square, (1,))).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("submit"), "{error}");
 }
+
+/// A subscriber of the user's that panics, where the submitter tells of a refusal.
+struct Panics;
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Panics {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        assert!(*event.metadata().level() != tracing::Level::ERROR, "a subscriber that panics");
+    }
+}
+
+#[tokio::test]
+async fn calls_of_a_pool_whose_task_has_panicked_fail() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let server = server!(&config("{user: me, password: x}"));
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(Panics));
+    let pool = Pool::builder().cluster(server.address().user("me", "wrong")).build().unwrap();
+    for _ in 0..2 {
+        let error = within(pool.apply(square, (1,))).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Closed && error.to_string().contains("has panicked"), "{error}");
+    }
+}
+
+/// Messages as the pool's own, with one byte changed or the end cut off, and an answer that comes twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_like_real_ones_harm_nobody_and_an_answer_that_is_repeated_is_dropped() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let host = Host::start(&server, 2);
+    until("a host that is known", async || pool.workers() == 2).await;
+    let client = server.client().await;
+    let mut all = client.subscribe("mp.pool.>").await.unwrap();
+    client.flush().await.unwrap();
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    let (mut task, mut answer) = (None, None);
+    while task.is_none() || answer.is_none() {
+        let message = within(futures::StreamExt::next(&mut all)).await.unwrap();
+        match message.subject.as_str() {
+            subject if subject.contains(".t.") => task = Some(message),
+            subject if subject.ends_with(".r") => answer = Some(message),
+            _ => {}
+        }
+    }
+    // Else it stands for each submitter that is named.
+    all.unsubscribe().await.unwrap();
+    let (task, answer) = (task.unwrap(), answer.unwrap());
+    let before = pool.stats().duplicates;
+    within(client.request(answer.subject.clone(), answer.payload.clone())).await.unwrap();
+    assert_eq!(pool.stats().duplicates, before + 1);
+    let changed = (0..task.payload.len()).flat_map(|at| {
+        let mut bytes = task.payload.to_vec();
+        bytes[at] ^= 1;
+        [bytes, task.payload[..at].to_vec()]
+    });
+    for (number, bytes) in changed.enumerate() {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("changed-{number}"));
+        client.publish_with_headers(task.subject.clone(), headers, bytes.into()).await.unwrap();
+    }
+    // And the same for what submitters and hosts say to each other.
+    for subject in ["r", "q", "h", "b", "k", "p"].map(|what| answer.subject.replace(".r", &format!(".{what}"))) {
+        for at in 0..answer.payload.len().min(100) {
+            let mut bytes = answer.payload.to_vec();
+            bytes[at] ^= 0x81;
+            client.publish_with_reply(subject.clone(), "nobody.there", bytes.into()).await.unwrap();
+        }
+    }
+    client.flush().await.unwrap();
+    // Whoever may publish may forge the answers of a submitter; others have their own.
+    for pool in [cluster::pool(&server), pool] {
+        let squares = within(pool.map(square, 0..50)).await;
+        assert!(squares.is_err() || squares.unwrap().len() == 50);
+    }
+    let pool = cluster::pool(&server);
+    for n in 0..50 {
+        assert_eq!(within(pool.apply(square, (n,))).await.unwrap(), n * n);
+    }
+    server.is_empty().await;
+    host.drain().await;
+}

@@ -150,6 +150,8 @@ fn hostname() -> String {
 /// A message at this host.
 struct HeldJob {
     reply: Subject,
+    /// Its number in the stream.
+    sequence: u64,
     commands: UnboundedSender<JobCommand>,
     task: AbortHandle,
     /// Its items have been executed; what is left is to have the answer confirmed.
@@ -585,7 +587,7 @@ impl Service {
     async fn delivered(&mut self, message: Arrived) {
         self.pulls.arrived();
         let Some(reply) = message.reply.clone() else { return };
-        let Some(delivered) = deliveries(&reply) else { return };
+        let Some((delivered, sequence)) = deliveries(&reply) else { return };
         self.say_stopped().await;
         if self.drains_until.is_some() {
             // It was on its way when there was no room for it any more.
@@ -607,6 +609,10 @@ impl Service {
                 (self.contact + self.address.lease / 3, self.contact + BEAT, self.contact + LOOK);
         }
         if let Some(job) = self.jobs.get_mut(&key) {
+            if job.sequence != sequence {
+                // The stream has it twice; one copy is enough.
+                return self.say(reply, "+ACK".into()).await;
+            }
             // It was handed out again though it is here: the lease is a new one.
             job.reply = reply;
             return;
@@ -615,7 +621,7 @@ impl Service {
             self.say_given_back(key, false).await;
             return self.say_later(&reply).await;
         }
-        self.begin(key, tasks, delivered, reply);
+        self.begin(key, tasks, (delivered, sequence), reply);
     }
 
     /// Gives a message back that is to be handed out again later: its submitter does not answer.
@@ -624,7 +630,7 @@ impl Service {
         self.say(reply.clone(), format!("-NAK {{\"delay\": {delay}}}").into()).await;
     }
 
-    fn begin(&mut self, key: (u64, u64), tasks: Tasks, delivered: u32, reply: Subject) {
+    fn begin(&mut self, key: (u64, u64), tasks: Tasks, (delivered, sequence): (u32, u64), reply: Subject) {
         let items = tasks.orders.iter().map(|order| u64::from(order.count)).sum();
         let (commands, received) = mpsc::unbounded_channel();
         let job = Job { host: self.host.clone(), tasks, delivered, commands: received, cancelled: Vec::new() };
@@ -635,7 +641,7 @@ impl Service {
             let _ = events.send(ServiceEvent::Ended(key, end));
         });
         let (task, is_executed) = (task.abort_handle(), false);
-        self.jobs.insert(key, HeldJob { reply, commands, task, is_executed, items, verdict: None });
+        self.jobs.insert(key, HeldJob { reply, sequence, commands, task, is_executed, items, verdict: None });
         self.busy += 1;
         self.unreported.push_back((Instant::now(), key));
     }
@@ -874,13 +880,13 @@ impl Service {
     }
 }
 
-/// How often a message was delivered, by its reply subject: `$JS.ACK.[domain.account.]stream.consumer.N...`; `None` if it
-/// does not come from the stream.
-fn deliveries(reply: &Subject) -> Option<u32> {
+/// How often a message was delivered, and its number in the stream, by its reply subject:
+/// `$JS.ACK.[domain.account.]stream.consumer.N.NUMBER...`; `None` if it does not come from the stream.
+fn deliveries(reply: &Subject) -> Option<(u32, u64)> {
     let rest = reply.as_str().strip_prefix("$JS.ACK.")?;
     let tokens: Vec<_> = rest.split('.').collect();
     let at = if tokens.len() >= 9 { 4 } else { 2 };
-    tokens.get(at)?.parse().ok()
+    Some((tokens.get(at)?.parse().ok()?, tokens.get(at + 1)?.parse().ok()?))
 }
 
 /// Returns `true` if nobody answers for a submitter, now and after a while.
@@ -912,9 +918,9 @@ mod tests {
     #[test]
     fn deliveries_are_read_from_either_form_of_a_reply_subject() {
         let read = |text: &str| deliveries(&text.into());
-        assert_eq!(read("$JS.ACK.MP_p.build-1.3.17.18.1700000000000000000.0"), Some(3));
-        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0"), Some(2));
-        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0.token"), Some(2));
+        assert_eq!(read("$JS.ACK.MP_p.build-1.3.17.18.1700000000000000000.0"), Some((3, 17)));
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0"), Some((2, 17)));
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0.token"), Some((2, 17)));
         assert_eq!(read("mp.p.s.1"), None);
         assert_eq!(read("$JS.ACK.x"), None);
     }

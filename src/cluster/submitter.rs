@@ -30,6 +30,7 @@ use async_nats::{Client, HeaderMap, Message as Arrived, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -98,13 +99,33 @@ impl Submitter {
         let submitter = Arc::new(Self { changed: Notify::new(), view: Mutex::new(view) });
         let names = Names::new(&target.pool, build);
         let outage = Outage { since: Some(Instant::now()), why: None, lasting: None, is_silence: false };
-        let task = Work { orders, submitter: submitter.clone(), address, target, names, outage };
-        tokio::spawn(task.run());
+        let pool = target.pool.clone();
+        let task = Work { orders: orders.clone(), submitter: submitter.clone(), address, target, names, outage };
+        let view = submitter.clone();
+        tokio::spawn(async move {
+            // It ends with the pool; before that by a panic, such as one of the user's `tracing` subscriber.
+            let how = match AssertUnwindSafe(task.run()).catch_unwind().await {
+                Ok(()) => "has ended",
+                Err(_) => "has panicked",
+            };
+            let text = format!("the task of the cluster pool {pool} {how}; make the pool anew");
+            refuse_all(&orders, &view.changed, &Error::new(ErrorKind::Closed, text)).await;
+        });
         submitter
     }
 
     pub(super) fn hosts(&self) -> Vec<HostInfo> {
         lock(&self.view).roster.list()
+    }
+}
+
+/// Fails what is asked until the pool ends.
+async fn refuse_all(orders: &Orders, changed: &Notify, error: &Error) {
+    while !orders.is_over() {
+        while let Some(order) = orders.take() {
+            order.fail_rest(error);
+        }
+        changed.notified().await;
     }
 }
 
