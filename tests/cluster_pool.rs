@@ -512,7 +512,8 @@ async fn several_submitters_share_the_hosts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unsupported_operation_of_a_cluster_pool_names_the_place_to_do_it() {
     let pool = Pool::builder().cluster("nats://127.0.0.1:1/pool").build().unwrap();
-    let errors = [pool.resize(3).await.unwrap_err(), pool.checkout().await.map(drop).unwrap_err()];
+    let errors =
+        [pool.resize(3).await.unwrap_err(), pool.checkout().await.map(drop).unwrap_err(), pool.revive().unwrap_err()];
     for error in errors {
         assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("hosts"), "{error}");
     }

@@ -744,7 +744,7 @@ async fn a_pool_that_is_revived_has_no_more_workers_than_it_needs() -> mp::Resul
     let pool = Pool::builder().workers(0..=3).initializer(fails, ()).build()?;
     assert!(within(pool.apply(square, (1,))).await.is_err());
     eventually("nobody is left", || pool.workers() == 0).await;
-    pool.revive();
+    pool.revive()?;
     // On this thread the pool's own task has done by then what it is to do.
     for _ in 0..10 {
         tokio::task::yield_now().await;
@@ -831,7 +831,7 @@ async fn rule_8_crash_loop_breaks_the_pool_with_a_reason_and_can_be_revived() ->
     assert!(pool.broken().is_some_and(|why| why.contains("SIGABRT")));
     assert!(pool.apply(square, (1,)).await.is_err(), "asked again it says so at once");
     healthy.try_put(1)?;
-    pool.revive();
+    pool.revive()?;
     assert_eq!(within(pool.apply(square, (5,))).await?, 25);
     assert_eq!(pool.broken(), None);
     Ok(())

@@ -628,8 +628,24 @@ impl Pool {
     }
 
     /// Starts the workers of a [`broken`](Self::broken) pool again. Does nothing if the pool is not broken.
-    pub fn revive(&self) {
+    ///
+    /// ```
+    /// use multiprocess::{self as mp, Pool};
+    /// # fn main() -> mp::Result<()> { mp::run(async {
+    /// let pool = Pool::new(1)?;
+    /// if let Some(why) = pool.broken() {
+    ///     eprintln!("no worker: {why}; trying again");
+    ///     pool.revive()?;
+    /// }
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Unsupported` for a cluster pool, whose workers belong to the pools that serve; `Other` for a pool within this process.
+    pub fn revive(&self) -> Result<()> {
+        self.has_processes("revived")?;
         self.handle.shared().revive();
+        Ok(())
     }
 
     /// Waits until all workers have ended, after [`close`](Self::close) or [`terminate`](Self::terminate).
