@@ -371,22 +371,153 @@ async fn records_of_a_killed_child_arrive_up_to_its_death() {
 }
 
 #[tokio::test]
-async fn joins_that_are_dropped_at_any_time_lose_no_record() {
-    let _deadline = Deadline::start();
+async fn ten_thousand_dropped_joins_lose_no_record() {
+    let _deadline = Deadline::after(Duration::from_secs(120));
     let (seen, _default) = Seen::begin();
     let mut random = common::Random::new(16);
-    for _ in 0..20 {
-        let some = || (0..100_u64).for_each(|n| tracing::info!(n));
-        let mut child = Process::spawn(some, ()).unwrap();
-        loop {
-            let time = Duration::from_micros(random.below(300));
-            if let Ok(done) = tokio::time::timeout(time, child.join()).await {
-                break done.unwrap();
-            }
+    let records = async |stop: Event| {
+        let mut count = 0_u64;
+        while !stop.is_set() {
+            tracing::info!(n = count);
+            count += 1;
+            tokio::time::sleep(Duration::from_micros(300)).await;
         }
-        let expected: Vec<_> = (0..100).map(|n| format!("INFO n:{n}")).collect();
-        assert_eq!(seen.texts(), expected, "each once, in order");
+        count
+    };
+    let stop = Event::new().unwrap();
+    let mut child = Process::spawn(records, (stop.clone(),)).unwrap();
+    for n in 0..10_000 {
+        let time = Duration::from_micros(random.below(200));
+        let joined = match random.below(2) {
+            0 => tokio::time::timeout(time, child.join()).await.ok(),
+            _ => futures::FutureExt::now_or_never(child.join()),
+        };
+        assert!(joined.is_none(), "{n}: {joined:?}");
     }
+    stop.set();
+    let count = within(child.join()).await.unwrap();
+    let expected: Vec<_> = (0..count).map(|n| format!("INFO n:{n}")).collect();
+    assert!(count > 0 && seen.texts() == expected, "each once, in order");
+}
+
+/// A subscriber that is at an event until it may go on.
+#[derive(Clone, Default)]
+struct Slow {
+    is_at_it: Arc<std::sync::atomic::AtomicBool>,
+    may_go_on: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Slow {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target().starts_with("multiprocess::") {
+            return;
+        }
+        self.is_at_it.store(true, Relaxed);
+        while !self.may_go_on.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Lets it go on, also if the test fails.
+struct GoesOn(Slow);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        self.0.may_go_on.store(true, Relaxed);
+    }
+}
+
+/// How often a task was woken.
+#[derive(Default)]
+struct Woken(AtomicU32);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// Waits by blocking: while a task blocks, tokio's timers may stand still.
+fn blocking_until(what: &str, condition: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn join_sleeps_while_the_subscriber_is_at_a_record() {
+    let _deadline = Deadline::start();
+    let slow = Slow::default();
+    let subscriber = tracing_subscriber::registry().with(LevelFilter::INFO).with(slow.clone());
+    let mut child = {
+        let _default = tracing::subscriber::set_default(subscriber);
+        Process::spawn(|| tracing::info!("told"), ()).unwrap()
+    };
+    let goes_on = GoesOn(slow.clone());
+    // A task of the runtime is at it; this one waits for the child.
+    blocking_until("the subscriber is at it", || slow.is_at_it.load(Relaxed));
+    blocking_until("the child has ended", || !child.is_alive());
+    let woken = Arc::new(Woken::default());
+    let waker = std::task::Waker::from(woken.clone());
+    let (mut join, mut polls, mut seen) = (Box::pin(child.join()), 0, u32::MAX);
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_millis(200) && polls < 1000 {
+        let wakes = woken.0.load(Relaxed);
+        if wakes == seen {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        (polls, seen) = (polls + 1, wakes);
+        assert!(
+            join.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending(),
+            "its record is not replayed"
+        );
+    }
+    assert!(polls < 50, "{polls} polls");
+    drop(goes_on);
+    within(join).await.unwrap();
+}
+
+/// In a process of its own: with so many descriptors a spawn that somebody listens to succeeds if one without a listener does.
+async fn spawns_at_every_limit() {
+    let _deadline = Deadline::start();
+    let (seen, _default) = Seen::begin();
+    // The fork server is there, and what else the first one brings.
+    within(Process::spawn(tell, (1,)).unwrap()).await.unwrap();
+    seen.take();
+    let before = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let starts = async |more: usize, listened_to: bool| {
+        common::limit_descriptors(more);
+        let child = Process::builder().forward_tracing(listened_to).spawn(tell, (1,));
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, before).unwrap();
+        match child {
+            Ok(mut child) => within(child.wait()).await.is_ok(),
+            Err(_) => false,
+        }
+    };
+    let mut unforwarded = 0;
+    for more in 0..14 {
+        if starts(more, false).await {
+            seen.take();
+            // Whether there is a spare child, which takes fewer, is a matter of time.
+            let mut started = false;
+            for _ in 0..5 {
+                started = started || starts(more, true).await;
+            }
+            assert!(started, "with {more} descriptors");
+            unforwarded += u32::from(seen.take().is_empty());
+        }
+    }
+    println!("{unforwarded} started without a way for records");
+}
+
+#[tokio::test]
+async fn spawn_that_would_succeed_without_a_listener_succeeds_with_one_at_the_limit_of_descriptors() {
+    let _deadline = Deadline::start();
+    common::in_child(spawns_at_every_limit, ()).await;
 }
 
 #[tokio::test]

@@ -393,8 +393,8 @@ impl ProcessBuilder {
         let mut streams = Streams::open(self.stdio)
             .map_err(|error| protocol::spawn_error(format!("the standard streams of process {name}"), error))?;
         let caller = if self.keeps_traces { None } else { self.caller.or_else(Caller::here) };
-        let traces = caller.and_then(Traces::open);
-        let (child, socket) = client::start(&Start {
+        let mut traces = caller.and_then(Traces::open);
+        let mut start = Start {
             call,
             name: &name,
             daemon: self.daemon.unwrap_or_else(|| info::current_process().daemon),
@@ -409,7 +409,18 @@ impl ProcessBuilder {
             traces: traces.as_ref().map(Traces::theirs),
             arguments,
             attachments: attachments.iter().map(AsFd::as_fd).collect(),
-        })?;
+        };
+        let mut started = client::start(&start);
+        if started.is_err() && traces.is_some() && Traces::may_have_taken_the_last_descriptors() {
+            // No function has begun.
+            (start.traces, traces) = (None, None);
+            started = client::start(&start);
+            if started.is_ok() {
+                tracing::warn!(process = %name, "there is no descriptor left: what it records by tracing is not forwarded");
+            }
+        }
+        let (child, socket) = started?;
+        drop(start);
         streams.close_theirs();
         let inbox = traces.map(|traces| traces.read(child.info.pid));
         Ok(Process::new(child, socket, streams, self.kill_on_drop, inbox))

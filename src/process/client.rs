@@ -412,3 +412,33 @@ fn own_credentials() -> Result<Credentials> {
 
 /// A server that has been killed has so long to end before this process goes on without its end.
 const END_LIMIT: Duration = Duration::from_secs(1);
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    /// The threads of this process that wait for something.
+    fn waiting() -> usize {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "mp-blocking").count()
+    }
+
+    #[tokio::test]
+    async fn one_thread_waits_for_the_lock_however_many_watch() {
+        let poison = || {
+            let _client = Client::get();
+            panic!("with the lock held");
+        };
+        std::panic::catch_unwind(poison).unwrap_err();
+        // Other tests of this program may have threads of this name for a moment.
+        let before = waiting();
+        (0..100).for_each(|_| watch_server());
+        assert!(waiting() < before + 50, "a poisoned lock is free");
+        let client = Client::get();
+        let before = waiting();
+        (0..100).for_each(|_| watch_server());
+        assert!(waiting() < before + 50);
+        drop(client);
+    }
+}

@@ -413,7 +413,7 @@ impl<R> Process<R> {
     fn poll_traces(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Some(traces) = &self.traces else { return Poll::Ready(()) };
         traces.add_dropped(std::mem::take(&mut unpoisoned(self.reports.get_mut()).dropped_traces));
-        match traces.read() {
+        match ready!(traces.poll_read(context)) {
             Read::All | Read::Over => Poll::Ready(()),
             Read::Some | Read::Busy => {
                 context.waker().wake_by_ref();

@@ -60,7 +60,7 @@ pub(super) struct Start<'a> {
     pub(super) attributes: Attributes,
     pub(super) streams: [Option<BorrowedFd<'a>>; 3],
     /// The level of the spans and events that are wanted, and where they go.
-    pub(super) traces: Option<(u8, BorrowedFd<'a>)>,
+    pub(super) traces: Option<(u8, Arc<OwnedFd>)>,
     pub(super) arguments: &'a [u8],
     pub(super) attachments: Vec<BorrowedFd<'a>>,
 }
@@ -167,14 +167,14 @@ impl Connection {
             backtraces: start.backtraces,
             streams: start.streams.map(|stream| stream.is_some()),
             arguments_in_memfd: memory.as_ref().map(|_| start.arguments.len() as u64),
-            trace_level: start.traces.map_or(0, |(level, _)| level),
+            trace_level: start.traces.as_ref().map_or(0, |(level, _)| *level),
         };
         let inline = if memory.is_some() { &[][..] } else { start.arguments };
         let mut fds: Vec<_> = start.streams.into_iter().flatten().collect();
         fds.extend(directory.iter().map(|(fd, _)| fd.as_fd()));
         fds.extend(start.directory.iter().map(AsFd::as_fd));
         fds.extend(memory.iter().map(AsFd::as_fd));
-        fds.extend(start.traces.filter(|(level, _)| *level > 0).map(|(_, socket)| socket));
+        fds.extend(start.traces.iter().filter(|(level, _)| *level > 0).map(|(_, socket)| socket.as_fd()));
         fds.extend(&start.attachments);
         let socket = self.socket.as_fd();
         self.spares.learn(self.spares.coming > 0 && socket::is_readable_within(socket, Duration::ZERO));

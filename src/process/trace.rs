@@ -22,17 +22,17 @@
 //! 3. A process that was forked by the child's function sends nothing, and takes no lock for it.
 //!
 //! # Death
-//! | killed | what follows |
-//! |---|---|
-//! | the child, before a packet is sent | its records are lost, with those that wait; earlier ones arrive |
-//! | the child, after that | the records arrive; the spans that it has left open are closed |
-//! | the starter | its children end with it |
+//! | killed | what follows | test (`tests/tracing.rs`) |
+//! |---|---|---|
+//! | the child, before a packet is sent | its records are lost, with those that wait; earlier ones arrive | `records_of_a_killed_child_arrive_up_to_its_death` |
+//! | the child, after that | the records arrive; the spans that it has left open are closed | the same |
+//! | the starter | its children end with it | - |
 //!
 //! # Cancel
-//! | dropped | what follows |
-//! |---|---|
-//! | the handle of the child, or a future of it | the task goes on reading |
-//! | the runtime in which it was spawned | nobody reads until the end of the child is awaited, or this process waits for its children at its own end; records that find no room are dropped |
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | the handle of the child, or a future of it | the task goes on reading | `records_are_read_while_the_child_runs_also_without_its_handle`, `ten_thousand_dropped_joins_lose_no_record` |
+//! | the runtime in which it was spawned | nobody reads until the end of the child is awaited, or this process waits for its children at its own end; records that find no room are dropped | `child_goes_on_when_the_runtime_that_reads_is_gone` |
 #![forbid(unsafe_code)]
 
 mod inbox;

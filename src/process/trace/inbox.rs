@@ -8,10 +8,12 @@ use crate::os::reactor::{self, Watched};
 use crate::os::socket::{self, Wait};
 use crate::os::sync::{lock, try_lock};
 use std::cell::Cell;
-use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
 use tokio::runtime::Handle;
 
@@ -20,7 +22,7 @@ pub(in crate::process) struct Traces {
     runtime: Handle,
     watched: Watched<Arc<OwnedFd>>,
     ours: Arc<OwnedFd>,
-    theirs: OwnedFd,
+    theirs: Arc<OwnedFd>,
     caller: Arc<Caller>,
 }
 
@@ -29,7 +31,7 @@ impl Traces {
     pub(in crate::process) fn open(caller: Arc<Caller>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
         let opened = socket::packet_pair().and_then(|(ours, theirs)| {
-            let ours = Arc::new(ours);
+            let (ours, theirs) = (Arc::new(ours), Arc::new(theirs));
             Ok((reactor::watch(ours.clone(), Interest::READABLE)?, ours, theirs))
         });
         match opened {
@@ -42,8 +44,13 @@ impl Traces {
     }
 
     /// Returns the fields for the order: the level that is of interest, and the child's end.
-    pub(in crate::process) fn theirs(&self) -> (u8, BorrowedFd<'_>) {
-        (Caller::level(), self.theirs.as_fd())
+    pub(in crate::process) fn theirs(&self) -> (u8, Arc<OwnedFd>) {
+        (Caller::level(), self.theirs.clone())
+    }
+
+    /// Returns `true` if this process has hardly a descriptor left, so that a start may succeed without a way for records.
+    pub(in crate::process) fn may_have_taken_the_last_descriptors() -> bool {
+        (0..PAIRS_OF_A_START).map(|_| socket::packet_pair()).collect::<io::Result<Vec<_>>>().is_err()
     }
 
     /// Reads from now on: the child has been started, as `pid`.
@@ -51,12 +58,16 @@ impl Traces {
         let Self { runtime, watched, ours, theirs, caller } = self;
         drop(theirs);
         let reading = Mutex::new(Reading { replay: Replay::of_child(pid), is_over: false });
-        let inbox = Arc::new(TraceInbox { pid, socket: ours, caller, reading, dropped: AtomicU64::new(0) });
+        let (dropped, waiting) = (AtomicU64::new(0), Mutex::default());
+        let inbox = Arc::new(TraceInbox { pid, socket: ours, caller, reading, waiting, dropped });
         list(inbox.clone());
         runtime.spawn(inbox.clone().read_on(watched));
         inbox
     }
 }
+
+/// More descriptors than a start takes for a moment, as pairs.
+const PAIRS_OF_A_START: usize = 8;
 
 /// The records of a child that have arrived.
 pub(in crate::process) struct TraceInbox {
@@ -64,6 +75,8 @@ pub(in crate::process) struct TraceInbox {
     socket: Arc<OwnedFd>,
     caller: Arc<Caller>,
     reading: Mutex<Reading>,
+    /// Those that found another at it.
+    waiting: Mutex<Vec<Waker>>,
     /// How many records the child has dropped since that was last reported.
     dropped: AtomicU64,
 }
@@ -104,7 +117,7 @@ fn listed() -> Vec<Arc<TraceInbox>> {
 /// Replays what children that have ended have recorded.
 pub(in crate::process) async fn read_rest() {
     for inbox in listed() {
-        while matches!(inbox.read(), Read::Some | Read::Busy) {
+        while inbox.read_next().await == Read::Some {
             tokio::task::yield_now().await;
         }
     }
@@ -141,7 +154,7 @@ thread_local! {
 impl TraceInbox {
     async fn read_on(self: Arc<Self>, watched: Watched<Arc<OwnedFd>>) {
         loop {
-            match self.read() {
+            match self.read_next().await {
                 Read::Over => return,
                 Read::Some | Read::Busy => tokio::task::yield_now().await,
                 Read::All => match watched.readable().await {
@@ -153,11 +166,39 @@ impl TraceInbox {
     }
 
     /// Replays packets that are here.
-    pub(in crate::process) fn read(&self) -> Read {
+    fn read(&self) -> Read {
         try_lock(&self.reading).map_or(Read::Busy, |reading| self.read_locked(reading))
     }
 
-    fn read_locked(&self, mut reading: MutexGuard<'_, Reading>) -> Read {
+    async fn read_next(&self) -> Read {
+        poll_fn(|cx| self.poll_read(cx)).await
+    }
+
+    /// Replays packets that are here; waits while another thread does, which may be inside a slow subscriber.
+    pub(in crate::process) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Read> {
+        match self.read() {
+            Read::Busy => self.wait_for_the_other(cx.waker()),
+            read => Poll::Ready(read),
+        }
+    }
+
+    fn wait_for_the_other(&self, waker: &Waker) -> Poll<Read> {
+        let mut waiting = lock(&self.waiting);
+        if !waiting.iter().any(|other| other.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+        drop(waiting);
+        // It may have ended before it could see the waker.
+        match self.read() {
+            Read::Busy => Poll::Pending,
+            read => Poll::Ready(read),
+        }
+    }
+
+    fn read_locked(&self, reading: MutexGuard<'_, Reading>) -> Read {
+        // Dropped after the lock.
+        let _wakes = WakesOthers(self);
+        let mut reading = reading;
         if reading.is_over {
             self.warn();
             return Read::Over;
@@ -194,6 +235,15 @@ impl TraceInbox {
         if dropped > 0 {
             self.caller.warn_of_dropped(self.pid, dropped);
         }
+    }
+}
+
+/// The end of a reading: those that found it under way try again.
+struct WakesOthers<'a>(&'a TraceInbox);
+
+impl Drop for WakesOthers<'_> {
+    fn drop(&mut self) {
+        std::mem::take(&mut *lock(&self.0.waiting)).into_iter().for_each(Waker::wake);
     }
 }
 
