@@ -543,6 +543,146 @@ fn an_argument_that_cannot_be_sent_is_an_error_and_runs_no_function() {
     in_process_of_its_own("unsent_arguments_in_this_process");
 }
 
+/// A supervised child that cannot be watched at first runs on, and is not started again.
+async fn refuse_to_watch_a_supervised_child(control: &Control) -> mp::Result<()> {
+    let go_on = mp::Event::new()?;
+    let waits = async |go_on: mp::Event| go_on.wait().await.map(|()| std::process::id());
+    let before = control.refused();
+    control.arm("epoll_ctl", Errno::NOMEM, 1);
+    let mut child = mp::Process::builder().restart(mp::Restart::on_failure()).spawn(waits, (go_on.clone(),))?;
+    let pid = child.pid();
+    let start = std::time::Instant::now();
+    while control.refused() == before {
+        assert!(start.elapsed() < LIMIT, "it could be watched");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!((child.pid(), child.restarts()), (pid, 0));
+    go_on.set();
+    let ended = tokio::time::timeout(LIMIT, child.wait()).await.expect("in time");
+    assert_eq!((Some(ended??), child.restarts()), (pid, 0), "it was not killed, and its result has come");
+    Ok(())
+}
+
+#[test]
+#[ignore = "the other test runs it, in a process of its own"]
+fn unwatched_supervised_child_in_this_process() {
+    let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
+    let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    run(refuse_to_watch_a_supervised_child(&control)).unwrap();
+}
+
+#[test]
+fn a_supervised_child_that_cannot_be_watched_for_a_while_runs_on() {
+    in_process_of_its_own("unwatched_supervised_child_in_this_process");
+}
+
+/// Counts the warnings that no thread can be had.
+struct Warnings(std::sync::Arc<std::sync::atomic::AtomicU32>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let mut text = String::new();
+        event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| text += &format!("{value:?} "));
+        let is_one = *event.metadata().level() == tracing::Level::WARN && text.contains("no thread can be had");
+        self.0.fetch_add(u32::from(is_one), std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A server that was killed is restarted once a thread can be had, and until then there is one warning.
+async fn refuse_threads_to_the_restart(control: &Control) -> mp::Result<()> {
+    use tracing_subscriber::layer::SubscriberExt;
+    let warnings = std::sync::Arc::default();
+    let subscriber = tracing_subscriber::registry().with(Warnings(std::sync::Arc::clone(&warnings)));
+    tracing::subscriber::set_global_default(subscriber).map_err(mp::Error::other)?;
+    assert_eq!(Process::spawn(|| 1, ())?.await?, 1);
+    let tasks = std::fs::read_dir("/proc/self/task")?.map(|task| task.map(|task| task.path().join("children")));
+    let children = tasks.map(|path| path.and_then(std::fs::read_to_string)).collect::<std::io::Result<String>>()?;
+    let is_server = |pid: &&str| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("mp-server"))
+    };
+    let server = children.split_whitespace().find(is_server).expect("the fork server").parse().unwrap();
+    let (before, start) = (control.refused(), std::time::Instant::now());
+    control.arm("clone", Errno::AGAIN, 1);
+    rustix::process::kill_process(rustix::process::Pid::from_raw(server).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    while control.refused() < before + 4 {
+        assert!(start.elapsed() < 2 * LIMIT, "it is not tried again");
+        if control.left() == 0 {
+            control.arm("clone", Errno::AGAIN, 1);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    control.disarm();
+    assert_eq!(Process::spawn(|| 2, ())?.await?, 2);
+    assert_eq!(warnings.load(std::sync::atomic::Ordering::Relaxed), 1);
+    Ok(())
+}
+
+#[test]
+#[ignore = "the other test runs it, in a process of its own"]
+fn restart_without_threads_in_this_process() {
+    let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
+    let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    run(refuse_threads_to_the_restart(&control)).unwrap();
+}
+
+#[test]
+fn restart_of_the_fork_server_without_threads_warns_once() {
+    in_process_of_its_own("restart_without_threads_in_this_process");
+}
+
+/// Results that come at the same time and that nobody fetches take fewer threads than there are.
+async fn count_threads_of_unfetched_results(control: &Control) -> mp::Result<()> {
+    const RESULTS: u32 = 8;
+    const ALL: u32 = 1 << 20;
+    let pool = Pool::new(RESULTS as usize)?;
+    let wait = |begun: Queue<()>, go_on: mp::Event| -> mp::Result<Vec<u8>> {
+        begun.blocking_put(())?;
+        go_on.blocking_wait()?;
+        Ok(vec![7; 400_000])
+    };
+    for round in 0.. {
+        let (begun, go_on) = (Queue::unbounded()?, mp::Event::new()?);
+        let calls: Vec<_> = (0..RESULTS).map(|_| pool.apply_async(wait, (begun.clone(), go_on.clone()))).collect();
+        for _ in 0..RESULTS {
+            begun.get().await?;
+        }
+        // It only counts.
+        control.arm("clone", Errno::AGAIN, ALL);
+        go_on.set();
+        let start = std::time::Instant::now();
+        while pool.stats().running > 0 {
+            assert!(start.elapsed() < LIMIT, "the results are not fetched");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let threads = ALL - control.left();
+        control.disarm();
+        for call in calls {
+            assert_eq!(call.await??, vec![7; 400_000]);
+        }
+        // On a busy machine they may come one by one.
+        if threads < RESULTS {
+            return Ok(());
+        }
+        assert!(round < 10, "{threads} threads for {RESULTS} results, each time");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "the other test runs it, in a process of its own"]
+fn threads_of_unfetched_results_in_this_process() {
+    let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
+    let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
+    run(count_threads_of_unfetched_results(&control)).unwrap();
+}
+
+#[test]
+fn results_that_nobody_fetches_do_not_take_a_thread_each() {
+    in_process_of_its_own("threads_of_unfetched_results_in_this_process");
+}
+
 #[test]
 fn a_member_of_a_group_that_cannot_be_watched_for_a_while_is_not_lost() {
     in_process_of_its_own("unwatched_members_in_this_process");

@@ -1,20 +1,30 @@
-//! Children that belong together.
+//! Children that belong together. Their handles are in the group; it shares no state with them.
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pieces.rs`, `groups`) |
+//! |---|---|---|
+//! | a child, at any moment | its result is an error, those of the others come | `a_child_that_fails_is_an_error_of_its_own`, `children_killed_at_any_step_cost_their_own_results_only` |
+//! | the process that has the group | all children end with it | `the_end_of_its_process_ends_all_children_of_a_group` |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | a `join_next`, `join_all` or `shutdown` | no result is lost | `ten_thousand_dropped_joins_and_shutdowns_lose_no_result` |
+//! | the group | all children are killed | `dropped_all_children_end` |
 #![forbid(unsafe_code)]
 
 use super::builder::ProcessBuilder;
+use super::ending::Ending;
 use super::function::{Arguments, Function, captures_nothing};
 use super::info::ProcessInfo;
-use super::process::Process;
-use crate::error::{Error, ErrorKind, Result};
-use crate::os::{reactor, timer};
+use crate::error::Result;
+use crate::os::timer;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::fmt;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Child processes that belong together, as `tokio::task::JoinSet` holds tasks that belong together.
 ///
@@ -52,69 +62,9 @@ use std::time::{Duration, Instant};
 ///   every 20 ms.
 /// - **Cancel.** A dropped [`join_next`](Self::join_next) or [`shutdown`](Self::shutdown) loses no result.
 pub struct Group<R> {
-    running: FuturesUnordered<Member<R>>,
+    running: FuturesUnordered<Ending<R>>,
     /// Those that ended during a `shutdown`, which may have been dropped.
     ended: VecDeque<(ProcessInfo, Result<R>)>,
-}
-
-/// A child, until it has ended.
-struct Member<R> {
-    process: Process<R>,
-    result: Option<Result<R>>,
-    /// A failure to receive the result, and a pause until it is tried again.
-    failed: Option<Error>,
-    pause: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-/// Until a child that could not be watched is waited for again.
-const PAUSE: Duration = Duration::from_millis(20);
-
-impl<R> Unpin for Member<R> {}
-
-impl<R> Member<R> {
-    /// Returns `true` if this keeps it from being waited for now, and need not later: it cannot be watched for want of memory or of a
-    /// descriptor. The first such failure is tried again in any case, later ones as long as it runs.
-    fn is_passing(&self, error: &Error) -> bool {
-        let again = self.failed.is_none() || self.process.is_alive();
-        error.kind() == ErrorKind::Io && again && reactor::has_timer().is_ok()
-    }
-}
-
-impl<R: DeserializeOwned + 'static> Future for Member<R> {
-    type Output = (ProcessInfo, Result<R>);
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
-            }
-            if self.result.is_none() {
-                let result = ready!(Pin::new(&mut self.process).poll(cx));
-                if result.as_ref().is_err_and(|error| self.is_passing(error)) {
-                    self.failed = self.failed.take().or(result.err());
-                    self.pause = Some(Box::pin(timer::sleep(PAUSE)));
-                    continue;
-                }
-                self.result = Some(match (result, self.failed.take()) {
-                    // A result that could not be received is not there the second time.
-                    (Err(error), Some(failed)) if error.kind() == ErrorKind::Other => Err(failed),
-                    (result, _) => result,
-                });
-            }
-            // One that goes on after its result would be killed when it is dropped. A lost exit status is no matter here.
-            let waited = ready!(pin!(self.process.wait()).poll(cx));
-            match waited {
-                Err(error) if self.is_passing(&error) => self.pause = Some(Box::pin(timer::sleep(PAUSE))),
-                _ => break,
-            }
-        }
-        let info = self.process.info().clone();
-        match self.result.take() {
-            Some(result) => Poll::Ready((info, result)),
-            None => Poll::Pending,
-        }
-    }
 }
 
 impl<R> Default for Group<R> {
@@ -165,7 +115,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         const { captures_nothing::<F>() };
         let process = options.kill_on_drop(true).spawn(f, args)?;
         let info = process.info().clone();
-        self.running.push(Member { process, result: None, failed: None, pause: None });
+        self.running.push(Ending::of(process));
         Ok(info)
     }
 
@@ -237,7 +187,8 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// Asks all children to end (SIGTERM), kills those that have not ended after `grace`, and waits for them. Returns their results in
     /// the order in which they ended.
     ///
-    /// Cancel safe: if the future is dropped, the children have been asked to end, and no result is lost; call `shutdown` again.
+    /// Cancel safe: if the future is dropped, the children have been asked to end, and no result is lost; call `shutdown` again. Where
+    /// there is no tokio timer, they are killed at once.
     ///
     /// # Errors
     /// The result of each child as [`Process::join`]. That of a child that ended by one of these signals is `ProcessDied`.
@@ -254,14 +205,10 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// ```
     pub async fn shutdown(&mut self, grace: Duration) -> Vec<Result<R>> {
         // A signal fails for what has ended, and in a process that was forked from this one, which has no children.
-        self.running.iter().for_each(|member| drop(member.process.terminate()));
-        let deadline = Instant::now().checked_add(grace);
-        let in_time = match deadline {
-            Some(deadline) => timer::by(deadline, self.all_end()).await.is_ok(),
-            None => {
-                self.all_end().await;
-                true
-            }
+        self.running.iter().for_each(|member| drop(member.process().terminate()));
+        let in_time = match timer::limited(grace, self.all_end()) {
+            Ok(ended) => ended.await.is_ok(),
+            Err(_) => false,
         };
         if !in_time {
             self.kill_all();
@@ -284,19 +231,19 @@ impl<R: DeserializeOwned + 'static> Group<R> {
 impl<R> Group<R> {
     /// Kills all children that still run (SIGKILL). Their results are joined as before.
     pub fn kill_all(&self) {
-        self.running.iter().for_each(|member| drop(member.process.kill()));
+        self.running.iter().for_each(|member| drop(member.process().kill()));
     }
 
     /// Detaches all children: they run on, and are not joined.
     pub fn detach_all(&mut self) {
-        std::mem::take(&mut self.running).into_iter().for_each(|member| member.process.detach());
+        std::mem::take(&mut self.running).into_iter().for_each(|member| member.into_process().detach());
         self.ended.clear();
     }
 }
 
 impl<R> fmt::Debug for Group<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let running: Vec<_> = self.running.iter().map(|member| member.process.info()).collect();
+        let running: Vec<_> = self.running.iter().map(|member| member.process().info()).collect();
         f.debug_struct("Group").field("running", &running).field("ended", &self.ended.len()).finish()
     }
 }

@@ -13,7 +13,7 @@
 //   builder.rs         ProcessBuilder: options, and the start              shutdown.rs   SIGTERM and Ctrl-C as a future
 //   boot.rs            init, run, preload; takes the role of the process   stdio.rs      where standard streams go
 //   function.rs        the functions that can run in another process       group.rs      children that belong together
-//   task.rs            a function and its arguments as a value
+//   task.rs            a function and its arguments as a value            ending.rs     a process until it has ended
 // in the process that starts children
 //   client.rs          this process and its fork server                    children.rs   the list of children that run
 //   server_start.rs    a fork server until it serves                       reports.rs    what a child sends back
@@ -34,6 +34,7 @@ mod builder;
 mod child;
 mod children;
 mod client;
+mod ending;
 pub(crate) mod entry;
 mod executor;
 pub(crate) mod function;
@@ -68,6 +69,7 @@ pub(crate) use child::note_memory_limit;
 pub use children::active_children;
 pub(crate) use client::must_preload;
 pub use client::preloaded;
+pub(crate) use ending::Ending;
 pub use function::Function;
 pub use group::Group;
 pub use info::{ParentProcess, ProcessInfo, StartMethod, cpu_count, current_process, parent_process};

@@ -1,4 +1,17 @@
-//! A function and its arguments as a value.
+//! A function and its arguments as a value. It shares no state: what it carries is encoded in it.
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pieces.rs`, `tasks`) |
+//! |---|---|---|
+//! | the process that has the task, or runs it | the task is gone with it, as any value | - |
+//! | one that runs a task on lease | the task is in the queue again until its commit | `killed_at_any_step_of_a_leased_task_it_is_run_again_until_its_commit` |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | a `run` that has not begun the function | it does not begin | `a_dropped_run_that_has_not_begun_runs_nothing` |
+//! | a `run` of an async function | the function is dropped at its next await | `a_dropped_run_cancels_an_async_function`, `ten_thousand_dropped_runs_leave_nothing_behind` |
+//! | a `run` of a synchronous function | that runs to its end, and its result is dropped | `ten_thousand_dropped_runs_leave_nothing_behind` |
 #![forbid(unsafe_code)]
 
 use super::entry::Call;

@@ -90,12 +90,12 @@ impl History {
         Some(doubled.min(restart.longest))
     }
 
-    /// Why it ended the last times, the last one last.
     /// How many ends there were, this one included, that counted last.
     pub(super) fn len(&self) -> usize {
         self.restarts.len()
     }
 
+    /// Why it ended the last times, the last one last.
     pub(super) fn causes(&self) -> impl Iterator<Item = &str> {
         self.causes.iter().map(|cause| &**cause)
     }

@@ -1,20 +1,48 @@
 //! The public type of a supervised child, and the task that keeps it up.
 //!
-//! The task owns the processes, one after the other, each until it has ended. It ends with the last result, when it is asked to stop, or when its handle is
-//! dropped, which aborts it and so kills the process.
+//! # State
+//! The task owns the processes, one after the other, each until it has ended. [`Shared`] has what its handle asks: the process that runs, and how many
+//! there were before. The states go through a watch, which other processes can have.
+//!
+//! # Moves
+//! | move | then |
+//! |---|---|
+//! | the process has ended, and is to be started again | a wait, then the next start |
+//! | it has ended for good, or too often | the task ends with the result or the last causes |
+//! | it is to be stopped | no further start: it is asked to end, and killed after the grace |
+//! | the handle is dropped | the process is killed, and the task ends |
+//!
+//! # Invariants
+//! 1. At most one process runs: the next one is started when the one before has ended.
+//! 2. Whoever has asked to stop sees no further start: that is asked first, before each.
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pieces.rs`, `supervision`) |
+//! |---|---|---|
+//! | the child, at any moment | it is started again, as after any failure | `a_killed_child_is_started_again_and_others_can_watch`, `killed_at_any_step_of_its_start_the_child_is_started_again` |
+//! | the supervising process | the child ends with it, is not started again, and its states are closed | `the_end_of_the_supervising_process_ends_the_child_and_closes_its_states` |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | a `wait` | nothing has changed | `ten_thousand_dropped_waits_and_stops_lose_no_result` |
+//! | a `stop` | the child is still being stopped | the same |
+//! | the handle | the child is killed at once, and not started again, also if its runtime is not driven | `dropped_the_child_ends_and_is_not_started_again`, `dropped_while_its_runtime_stands_still_the_child_ends` |
+//! | the runtime | the child is killed; a `wait` is `Cancelled` | `the_end_of_its_runtime_ends_the_child` |
 
 use super::restart::{History, Restart};
 use crate::channel::{WatchReceiver, WatchSender, watch};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os::timer;
+use crate::os::sync::lock;
+use crate::os::{fork, reactor, timer};
 use crate::process::function::{Arguments, Function, captures_nothing};
-use crate::process::{Process, ProcessBuilder, Task, Work};
+use crate::process::{Ending, Killer, Process, ProcessBuilder, Task, Work};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -67,7 +95,7 @@ impl SupervisedBuilder {
     /// - As [`Process::spawn`], if the first start fails.
     /// - `Other` outside a tokio runtime.
     /// - `Spawn` for a stream that is [`piped`](crate::Stdio::piped).
-    /// - `Io` if no memory or descriptor is left.
+    /// - `Io` if the runtime has no timer or no I/O driver, or if no memory or descriptor is left.
     pub fn spawn<F, A, M>(self, f: F, args: A) -> Result<Supervised<F::Output>>
     where
         F: Function<A, M>,
@@ -78,13 +106,15 @@ impl SupervisedBuilder {
         let outside =
             |_| Error::other("a supervised process needs a tokio runtime around it (multiprocess::run makes one)");
         let runtime = Handle::try_current().map_err(outside)?;
+        let undriven = |error| Error::io("a process cannot be supervised", error);
+        reactor::has_timer().and_then(|()| reactor::has_io()).map_err(undriven)?;
         // Later starts are under the span of the first one.
         let options = self.process.kill_on_drop(true).named().traced_here();
         let first = options.again()?.start_work(&work)?;
         let name = first.name().to_string();
         let running = SupervisedState::Running { pid: first.pid(), restarts: 0 };
         let (sender, states) = watch(running)?;
-        let shared = Arc::new(Shared { restarts: AtomicU64::new(0), pid: AtomicU32::new(first.pid()) });
+        let shared = Arc::new(Shared { restarts: AtomicU64::new(0), running: Mutex::new(Some(Running::of(&first))) });
         let (stop, stopped) = tokio::sync::watch::channel(None);
         let supervision = Supervision { options, work, restart: self.restart, states: sender, shared: shared.clone() };
         let task = runtime.spawn(supervision.run(first, stopped));
@@ -139,8 +169,19 @@ pub enum SupervisedState {
 
 struct Shared {
     restarts: AtomicU64,
-    /// 0 while none runs.
-    pid: AtomicU32,
+    /// The process that runs.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    pid: u32,
+    killer: Killer,
+}
+
+impl Running {
+    fn of<R>(process: &Process<R>) -> Self {
+        Self { pid: process.pid(), killer: process.killer() }
+    }
 }
 
 /// A child that is started again when it fails; made by [`ProcessBuilder::restart`].
@@ -151,6 +192,8 @@ struct Shared {
 /// - **Drop.** Dropping it kills the child (SIGKILL), which is not started again. [`stop`](Self::stop) asks it first.
 /// - **Death.** When the supervising process ends in any way, the child is killed, as any child.
 /// - **Cancel.** A dropped [`wait`](Self::wait) has changed nothing. A dropped [`stop`](Self::stop) has begun to stop the child.
+/// - **Limits.** While this process has no descriptor left to watch the child with, the child runs on, and is checked every 20 ms. A start that
+///   fails for want of a resource counts as a failure of the child.
 pub struct Supervised<R> {
     task: Option<JoinHandle<Result<Option<R>>>>,
     stop: tokio::sync::watch::Sender<Option<Duration>>,
@@ -168,7 +211,7 @@ impl<R> Supervised<R> {
 
     /// Returns the process id of the child; `None` while none runs.
     pub fn pid(&self) -> Option<u32> {
-        Some(self.shared.pid.load(Relaxed)).filter(|pid| *pid != 0)
+        lock(&self.shared.running).as_ref().map(|running| running.pid)
     }
 
     /// Returns how often the child was started again.
@@ -188,8 +231,7 @@ impl<R> Supervised<R> {
     /// # Errors
     /// - `RestartLimit` if it failed too often. The message has the last causes, and `source()` is the last one.
     /// - `Cancelled` if it was stopped, or the runtime that it was started in has ended.
-    ///
-    /// With [`Restart::on_failure`] there are no others.
+    /// - `Other` if the result was returned before.
     pub async fn wait(&mut self) -> Result<R> {
         let result = self.join().await?;
         result.ok_or_else(|| Error::new(ErrorKind::Cancelled, format!("process {} was stopped", self.name)))
@@ -222,7 +264,9 @@ impl<R> Supervised<R> {
     /// ```
     ///
     /// # Errors
-    /// `RestartLimit` if it had failed too often before.
+    /// - `RestartLimit` if it had failed too often before.
+    /// - `Cancelled` if the runtime that it was started in has ended, and the child with it.
+    /// - `Other` if the result was returned before.
     pub async fn stop(&mut self, grace: Duration) -> Result<Option<R>> {
         self.stop.send_replace(Some(grace));
         self.join().await
@@ -231,7 +275,18 @@ impl<R> Supervised<R> {
 
 impl<R> Drop for Supervised<R> {
     fn drop(&mut self) {
+        // A process that was forked from this one has neither the child nor the runtime.
+        if fork::is_forked() {
+            return;
+        }
+        // A task that is just at work sees the first and makes no further start.
+        self.stop.send_replace(Some(Duration::ZERO));
         self.task.iter().for_each(JoinHandle::abort);
+        // Its runtime may drop the task late, or never. It is the task's last process: a start that is just being made is dropped with the task.
+        if let Some(running) = lock(&self.shared.running).take() {
+            // It fails only for one that has ended.
+            let _ = running.killer.kill();
+        }
     }
 }
 
@@ -253,6 +308,13 @@ struct Supervision {
     shared: Arc<Shared>,
 }
 
+impl Drop for Supervision {
+    fn drop(&mut self) {
+        // Its process ends with the task, whatever ends that.
+        self.has_none();
+    }
+}
+
 impl Supervision {
     async fn run<R: DeserializeOwned + Send + 'static>(
         self,
@@ -260,7 +322,6 @@ impl Supervision {
         mut stopped: Stopped,
     ) -> Result<Option<R>> {
         let result = self.keep_up(first, &mut stopped).await;
-        self.shared.pid.store(0, Relaxed);
         let restarts = self.restarts();
         match &result {
             Err(error) => self.tell(SupervisedState::GaveUp { restarts, cause: error.to_string() }),
@@ -278,15 +339,16 @@ impl Supervision {
         loop {
             let ended = match next {
                 Ok(process) => {
-                    let mut ending = Ending { process, result: None };
+                    let mut ending = Ending::of(process);
                     tokio::select! {
-                        () = ending.wait() => ending.result(),
-                        grace = asked(stopped) => return Ok(ending.stop(grace).await),
+                        biased;
+                        grace = asked(stopped) => return Ok(self.stop(ending, grace).await),
+                        (_, result) = &mut ending => result,
                     }
                 }
                 Err(error) => Err(error),
             };
-            self.shared.pid.store(0, Relaxed);
+            self.has_none();
             let (cause, error) = match ended {
                 Ok(value) if !self.restart.also_success => return Ok(Some(value)),
                 Ok(_) => ("its function has returned".to_string(), None),
@@ -298,17 +360,38 @@ impl Supervision {
             };
             self.tell(SupervisedState::BackingOff { restarts: self.restarts(), wait, cause });
             tokio::select! {
-                () = timer::sleep(wait) => {}
+                biased;
                 _ = asked(stopped) => return Ok(None),
+                () = timer::sleep(wait) => {}
             }
             started = Instant::now();
             self.shared.restarts.fetch_add(1, Relaxed);
             next = self.options.again().and_then(|options| options.start_work(&self.work));
             if let Ok(process) = &next {
-                self.shared.pid.store(process.pid(), Relaxed);
+                *lock(&self.shared.running) = Some(Running::of(process));
                 self.tell(SupervisedState::Running { pid: process.pid(), restarts: self.restarts() });
             }
         }
+    }
+
+    /// Asks the process to end and kills it after `grace`. Returns the result of its function, if that returned.
+    async fn stop<R: DeserializeOwned + 'static>(&self, mut ending: Ending<R>, grace: Duration) -> Option<R> {
+        // Signals fail for what has ended.
+        let _ = ending.process().terminate();
+        let result = match timer::within(grace, &mut ending).await {
+            Ok((_, result)) => result,
+            Err(_) => {
+                let _ = ending.process().kill();
+                ending.await.1
+            }
+        };
+        self.has_none();
+        result.ok()
+    }
+
+    /// No process runs any more.
+    fn has_none(&self) {
+        *lock(&self.shared.running) = None;
     }
 
     fn restarts(&self) -> u64 {
@@ -343,48 +426,5 @@ async fn asked(stopped: &mut Stopped) -> Duration {
         Some(grace) => grace,
         // The handle was dropped, and this task is about to be aborted.
         None => std::future::pending().await,
-    }
-}
-
-/// A process that is ending, and the result of its function.
-struct Ending<R> {
-    process: Process<R>,
-    result: Option<Result<R>>,
-}
-
-impl<R: DeserializeOwned + 'static> Ending<R> {
-    /// Waits for the result, and then for the end of the process: its function may have left blocking tasks behind, and dropping the
-    /// process would kill it. Cancel safe.
-    async fn wait(&mut self) {
-        if self.result.is_none() {
-            self.result = Some(self.process.join().await);
-        }
-        // An error is an end that cannot be waited for.
-        let _ = self.process.wait().await;
-    }
-
-    fn result(self) -> Result<R> {
-        match self.result {
-            Some(result) => result,
-            None => unreachable!("it was waited for"),
-        }
-    }
-
-    /// Asks the process to end and kills it after `grace`. Returns the result of its function, if that returned.
-    async fn stop(mut self, grace: Duration) -> Option<R> {
-        // Signals fail for what has ended.
-        let _ = self.process.terminate();
-        let has_ended = match Instant::now().checked_add(grace) {
-            Some(limit) => timer::by(limit, self.wait()).await.is_ok(),
-            None => {
-                self.wait().await;
-                true
-            }
-        };
-        if !has_ended {
-            let _ = self.process.kill();
-            self.wait().await;
-        }
-        self.result().ok()
     }
 }
