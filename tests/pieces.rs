@@ -346,6 +346,69 @@ mod oneshots {
         assert_eq!(within(receiver).await.unwrap(), 9);
     }
 
+    #[tokio::test]
+    async fn ten_thousand_dropped_waits_for_the_receivers_end_change_nothing() {
+        let (mut sender, receiver) = mp::oneshot::<u32>().unwrap();
+        let mut random = Random::new(22);
+        for _ in 0..10_000 {
+            assert!(cancelled(&mut random, sender.closed()).await.is_none());
+        }
+        sender.send(3).unwrap();
+        assert_eq!(within(receiver).await.unwrap(), 3);
+        let (mut sender, receiver) = mp::oneshot::<u32>().unwrap();
+        assert!(cancelled(&mut random, sender.closed()).await.is_none());
+        drop(receiver);
+        within(sender.closed()).await.unwrap();
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_it_sends_the_value_is_whole_or_the_oneshot_closed() {
+        for (point, is_sent) in
+            [("put.taken", false), ("put.written", false), ("put.published", true), ("put.released", true)]
+        {
+            let (sender, receiver) = mp::oneshot::<String>().unwrap();
+            let mut waits = pin!(receiver);
+            falls_asleep(waits.as_mut()).await;
+            let sends = |sender: OneshotSender<String>| sender.send("whole".repeat(100)).unwrap();
+            death(doomed!(point, sends, (sender,)), point).await;
+            let received = within(waits).await.map_err(|error| error.kind());
+            let expected = if is_sent { Ok("whole".repeat(100)) } else { Err(ErrorKind::Closed) };
+            assert_eq!(received, expected, "{point}");
+        }
+    }
+
+    /// `get.taken` comes also where there is no value yet.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_it_receives_the_sender_is_closed() {
+        let receives = async |receiver: OneshotReceiver<u32>| receiver.await.unwrap();
+        for (point, has_value) in [
+            ("get.taken", false),
+            ("sleep.entered", false),
+            ("get.read", true),
+            ("get.consumed", true),
+            ("get.released", true),
+        ] {
+            let (mut sender, receiver) = mp::oneshot::<u32>().unwrap();
+            if !has_value {
+                death(doomed!(point, receives, (receiver,)), point).await;
+                within(sender.closed()).await.unwrap();
+                assert_eq!(sender.send(1).unwrap_err().kind(), ErrorKind::Closed, "{point}");
+                continue;
+            }
+            let stays = async |receiver: OneshotReceiver<u32>, is_there: mp::Event| {
+                is_there.wait().await.unwrap();
+                receiver.await.unwrap()
+            };
+            let is_there = mp::Event::new().unwrap();
+            let child = doomed!(point, stays, (receiver, is_there.clone()));
+            sender.send(1).unwrap();
+            is_there.set();
+            death(child, point).await;
+        }
+    }
+
     #[test]
     fn a_plain_thread_waits_for_the_value() {
         let _deadline = Deadline::start();
@@ -890,6 +953,53 @@ mod queue_sets {
         assert_eq!(within(second).await.unwrap(), 1);
     }
 
+    /// `wait::sleepers` and `ring`: a process that waits at a set dies at each step; at most the item that it has taken goes with it.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_at_any_step_of_a_get_no_other_item_is_lost_and_others_get_on() {
+        let gets = async |queues: [Queue<u32>; 2]| {
+            let mut set = QueueSet::new();
+            queues.iter().enumerate().for_each(|(key, queue)| set.insert(key, queue).unwrap());
+            set.get().await.unwrap().1
+        };
+        for (point, waits, is_there) in [
+            ("sleep.entered", false, true),
+            ("sleep.entered:2", false, true),
+            ("get.taken", true, true),
+            ("get.read", true, true),
+            ("get.noted", true, true),
+            ("get.consumed", true, false),
+            ("get.released:2", true, false),
+        ] {
+            let queues = [(); 2].map(|()| Queue::unbounded().unwrap());
+            if waits {
+                // It is there already: the process takes it before it sleeps.
+                queues[1].put(7).await.unwrap();
+            }
+            death(doomed!(point, gets, (queues.clone(),)), point).await;
+            let other = Process::spawn(gets, (queues.clone(),)).unwrap();
+            if !is_there || !waits {
+                asleep(&other).await;
+                queues[1].put(7).await.unwrap();
+            }
+            assert_eq!(within(other).await.unwrap(), 7, "{point}");
+            assert!(queues.iter().all(Queue::is_empty), "{point}");
+        }
+        // Notified, and killed before it could take: the next one of the queue is notified.
+        let queues = [(); 2].map(|()| Queue::unbounded().unwrap());
+        let (first, second) = (
+            Process::spawn(gets, (queues.clone(),)).unwrap(),
+            Process::spawn(async |queue: Queue<u32>| queue.get().await.unwrap(), (queues[0].clone(),)),
+        );
+        asleep(&first).await;
+        let second = second.unwrap();
+        asleep(&second).await;
+        common::stop(first.pid());
+        queues[0].put(1).await.unwrap();
+        first.kill().unwrap();
+        assert_eq!(within(second).await.unwrap(), 1);
+    }
+
     #[tokio::test]
     async fn ten_thousand_dropped_gets_lose_nothing_and_keep_the_order() {
         let queues: Vec<Queue<u64>> = (0..5).map(|_| Queue::unbounded().unwrap()).collect();
@@ -1382,6 +1492,141 @@ mod leases {
         assert_eq!(within(child).await.unwrap(), next);
     }
 
+    /// `leases`: the rows of its Death page about dead letters.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_an_item_becomes_a_dead_letter_its_waiters_are_woken() {
+        let drops = async |queue: JoinableQueue<String>| drop(queue.lease().await.unwrap());
+        // What the process before had on lease becomes one when the next looks.
+        let looks = async |queue: JoinableQueue<String>| drop(queue.try_lease());
+        let gets = async |queue: JoinableQueue<String>| queue.dead_letters().get().await.unwrap();
+        let joins = async |queue: JoinableQueue<String>| queue.join().await.unwrap();
+        for (point, by_the_next) in [("return.dead", false), ("scan.dead", true)] {
+            let queue = JoinableQueue::unbounded().unwrap().max_deliveries(1);
+            queue.put("poison".to_string()).await.unwrap();
+            let waiting = Process::spawn(gets, (queue.clone(),)).unwrap();
+            let joining = Process::spawn(joins, (queue.clone(),)).unwrap();
+            asleep(&waiting).await;
+            asleep(&joining).await;
+            match by_the_next {
+                false => death(doomed!(point, drops, (queue.clone(),)), point).await,
+                true => {
+                    // Stopped, the sleepers do not look when the holder has died.
+                    common::stop(waiting.pid());
+                    common::stop(joining.pid());
+                    death(doomed!("lease.kept", drops, (queue.clone(),)), "lease.kept").await;
+                    death(doomed!(point, looks, (queue.clone(),)), point).await;
+                    common::go_on(waiting.pid());
+                    common::go_on(joining.pid());
+                }
+            }
+            assert_eq!(within(waiting).await.unwrap(), "poison", "{point}");
+            within(joining).await.unwrap();
+            assert_eq!((queue.len(), queue.dead_letters().len()), (0, 0), "{point}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_death_of_the_last_holder_ends_a_join_that_nobody_but_the_join_looks_after() {
+        let queue = JoinableQueue::unbounded().unwrap().max_deliveries(1);
+        let leased = mp::Event::new().unwrap();
+        let holds = async |queue: JoinableQueue<u32>, leased: mp::Event| {
+            let _lease = queue.lease().await.unwrap();
+            leased.set();
+            std::future::pending::<()>().await;
+        };
+        queue.put(1).await.unwrap();
+        let holder = Process::spawn(holds, (queue.clone(), leased.clone())).unwrap();
+        within(leased.wait()).await.unwrap();
+        let mut joins = pin!(queue.join());
+        falls_asleep(joins.as_mut()).await;
+        holder.kill().unwrap();
+        within(joins).await.unwrap();
+        assert_eq!((queue.len(), queue.dead_letters().len()), (0, 1));
+    }
+
+    /// Returns a queue whose dead letter has a descriptor, and the other end of that.
+    async fn with_dead_letter() -> (Queue<WithPipe>, std::io::PipeReader) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let queue = Queue::<WithPipe>::unbounded().unwrap().max_deliveries(1);
+        queue.put((1, Fd::new(writer))).await.unwrap();
+        drop(queue.lease().await.unwrap());
+        assert_eq!(queue.dead_letters().len(), 1);
+        (queue, reader)
+    }
+
+    /// The descriptor is that of the item, and nobody else has it.
+    async fn assert_is_mine((number, mut writer): WithPipe, mut reader: std::io::PipeReader, what: &str) {
+        assert_eq!(number, 1, "{what}");
+        writer.write_all(b"mine").unwrap();
+        drop(writer);
+        let mut text = String::new();
+        let read = tokio::task::spawn_blocking(move || reader.read_to_string(&mut text).map(|_| text));
+        assert_eq!(within(read).await.unwrap().unwrap(), "mine", "{what}");
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_it_takes_a_dead_letter_it_is_there_or_taken() {
+        let takes = async |queue: Queue<WithPipe>| drop(queue.dead_letters().get().await.unwrap());
+        for (point, is_there) in [("letter.copied", true), ("letter.freed", false)] {
+            let (queue, reader) = with_dead_letter().await;
+            death(doomed!(point, takes, (queue.clone(),)), point).await;
+            let letters = queue.dead_letters();
+            assert_eq!(letters.len(), usize::from(is_there), "{point}");
+            if is_there {
+                assert_is_mine(within(letters.get()).await.unwrap(), reader, point).await;
+            } else {
+                assert_eq!(letters.try_get().unwrap_err().kind(), ErrorKind::Empty, "{point}");
+            }
+            // What is left of its descriptors is not those of the next.
+            let (next, writer) = std::io::pipe().unwrap();
+            queue.put((1, Fd::new(writer))).await.unwrap();
+            drop(queue.lease().await.unwrap());
+            assert_is_mine(within(letters.get()).await.unwrap(), next, point).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_whose_descriptors_do_not_fit_stays() {
+        let alone = async || {
+            use rustix::process::{Resource, getrlimit, setrlimit};
+            let (queue, reader) = with_dead_letter().await;
+            let letters = queue.dead_letters();
+            let before = getrlimit(Resource::Nofile);
+            common::limit_descriptors(0);
+            for _ in 0..10 {
+                assert_eq!(letters.try_get().map(drop).unwrap_err().kind(), ErrorKind::Io);
+            }
+            setrlimit(Resource::Nofile, before).unwrap();
+            assert_is_mine(letters.try_get().unwrap(), reader, "at the limit").await;
+        };
+        in_child(alone, ()).await;
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_waits_for_dead_letters_lose_none() {
+        let queue = Queue::unbounded().unwrap().max_deliveries(1);
+        let letters = queue.dead_letters();
+        let mut random = Random::new(23);
+        let (mut put, mut got, mut dropped) = (0_u32, 0, 0);
+        while dropped < 10_000 {
+            if random.below(20) == 0 {
+                queue.put(put).await.unwrap();
+                drop(queue.lease().await.unwrap());
+                put += 1;
+            }
+            match cancelled(&mut random, letters.get()).await {
+                Some(letter) => {
+                    assert_eq!(letter.unwrap(), got);
+                    got += 1;
+                }
+                None => dropped += 1,
+            }
+        }
+        assert_eq!(letters.len() as u32, put - got);
+    }
+
     #[tokio::test]
     async fn workers_killed_again_and_again_lose_no_item_and_no_commit_is_doubled() {
         const ITEMS: u64 = 300;
@@ -1658,6 +1903,80 @@ mod tasks {
         within(dropped.wait()).await.unwrap();
     }
 
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_at_any_step_of_a_leased_task_it_is_run_again_until_its_commit() {
+        let work = async |tasks: Queue<Task<u32>>| {
+            let lease = tasks.lease().await.unwrap();
+            lease.clone().run().await.unwrap();
+            drop(lease.commit().unwrap());
+        };
+        for (point, runs_before, is_there) in
+            [("lease.held", 0, true), ("lease.kept", 0, true), ("commit.begun", 1, true), ("commit.done", 1, false)]
+        {
+            let (tasks, runs) = (Queue::unbounded().unwrap(), Value::new(0_u32).unwrap());
+            tasks.put(Task::of(|runs: Value<u32>| runs.fetch_add(1), (runs.clone(),))).await.unwrap();
+            death(doomed!(point, work, (tasks.clone(),)), point).await;
+            assert_eq!((runs.get(), tasks.len()), (runs_before, usize::from(is_there)), "{point}");
+            if is_there {
+                within(Process::spawn(work, (tasks.clone(),)).unwrap()).await.unwrap();
+                assert_eq!((runs.get(), tasks.len()), (runs_before + 1, 0), "{point}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_runs_leave_nothing_behind() {
+        /// Counts what has begun, and what has ended in whichever way.
+        struct Run(Value<u64>);
+        impl Run {
+            fn begin(begun: Value<u64>, ended: Value<u64>) -> Self {
+                begun.fetch_add(1);
+                Self(ended)
+            }
+        }
+        impl Drop for Run {
+            fn drop(&mut self) {
+                self.0.fetch_add(1);
+            }
+        }
+        let drops = async || {
+            let (begun, ended) = (Value::new(0_u64).unwrap(), Value::new(0_u64).unwrap());
+            let later = async |begun: Value<u64>, ended: Value<u64>| {
+                let _run = Run::begin(begun, ended);
+                tokio::time::sleep(Duration::from_micros(50)).await;
+                7
+            };
+            let at_once = |begun: Value<u64>, ended: Value<u64>| {
+                let _run = Run::begin(begun, ended);
+                7
+            };
+            let mut random = Random::new(24);
+            let mut run = async || {
+                let args = (begun.clone(), ended.clone());
+                let task = if random.below(2) == 0 { Task::of(later, args) } else { Task::of(at_once, args) };
+                let result = cancelled(&mut random, task.run()).await;
+                assert!(result.as_ref().is_none_or(|result| matches!(result, Ok(7))), "{result:?}");
+                result.is_some()
+            };
+            for _ in 0..200 {
+                run().await;
+            }
+            eventually("all have ended", || begun.get() == ended.get()).await;
+            let before = holdings();
+            let mut dropped = 0;
+            while dropped < 10_000 {
+                dropped += u32::from(!run().await);
+            }
+            eventually("all have ended", || begun.get() == ended.get()).await;
+            // A handle in arguments may be dropped by a thread that is a moment late.
+            eventually("nothing is held", || holdings().descriptors <= before.descriptors).await;
+            assert!(begun.get() > 0);
+            assert_eq!(within(Task::of(at_once, (begun.clone(), ended.clone())).run()).await.unwrap(), 7);
+        };
+        in_child(drops, ()).await;
+    }
+
     #[test]
     fn a_dropped_run_that_has_not_begun_runs_nothing() {
         let _deadline = Deadline::start();
@@ -1792,20 +2111,124 @@ mod groups {
     }
 
     #[tokio::test]
-    async fn a_thousand_dropped_joins_lose_no_result() {
-        let mut group = Group::new();
-        let mut random = Random::new(8);
-        (0..20).for_each(|n| drop(group.spawn(|n: u32| n, (n,)).unwrap()));
-        let (mut got, mut dropped) = (Vec::new(), 0);
-        while got.len() < 20 {
-            match cancelled(&mut random, group.join_next()).await {
-                Some(result) => got.push(result.unwrap().unwrap()),
-                None => dropped += 1,
+    async fn ten_thousand_dropped_joins_and_shutdowns_lose_no_result() {
+        const CHILDREN: u32 = 12;
+        let drops = async || {
+            let mut group = Group::new();
+            let go_on = Queue::unbounded().unwrap();
+            let waits = async |go_on: Queue<()>, n: u32| {
+                go_on.get().await.unwrap();
+                n
+            };
+            for n in 0..CHILDREN {
+                group.spawn_with(Process::builder().shield_signals(true), waits, (go_on.clone(), n)).unwrap();
             }
+            let mut random = Random::new(8);
+            let (mut got, mut dropped, mut before, mut released) = (Vec::new(), 0, None, 0);
+            while dropped < 10_000 {
+                let long = Duration::from_secs(600);
+                let results = match random.below(3) {
+                    0 => cancelled(&mut random, group.join_next()).await.map(|next| next.into_iter().collect()),
+                    1 => cancelled(&mut random, group.join_all()).await,
+                    _ => cancelled(&mut random, group.shutdown(long)).await,
+                };
+                match results {
+                    Some(results) => got.extend(results.into_iter().map(Result::unwrap)),
+                    None => dropped += 1,
+                }
+                match dropped {
+                    100 => before = Some(holdings()),
+                    5_000 => assert_no_growth(before.unwrap(), holdings()),
+                    // From here on they end, but for the last one.
+                    6_000.. if released < (dropped - 6_000) / 300 && released < CHILDREN - 1 => {
+                        go_on.try_put(()).unwrap();
+                        released += 1;
+                    }
+                    _ => {}
+                }
+            }
+            (released..CHILDREN).for_each(|_| go_on.try_put(()).unwrap());
+            got.extend(within(group.join_all()).await.into_iter().map(Result::unwrap));
+            got.sort();
+            assert_eq!(got, (0..CHILDREN).collect::<Vec<_>>(), "each once");
+        };
+        in_child(drops, ()).await;
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn children_killed_at_any_step_cost_their_own_results_only() {
+        let put = async |queue: Queue<u32>, n: u32| {
+            queue.put(n).await.unwrap();
+            n
+        };
+        for (point, arrives) in [("put.taken", false), ("put.written", false), ("put.published", true)] {
+            let (mut group, queue) = (Group::new(), Queue::unbounded().unwrap());
+            let doomed = Process::builder().env("MULTIPROCESS_KILL_AT", point);
+            let victim = group.spawn_with(doomed, put, (queue.clone(), 0)).unwrap();
+            for n in 1..4 {
+                group.spawn(put, (queue.clone(), n)).unwrap();
+            }
+            let mut results = Vec::new();
+            while let Some((who, result)) = within(group.join_next_with_info()).await {
+                match who == victim {
+                    true => assert_eq!(result.unwrap_err().kind(), ErrorKind::ProcessDied, "{point}"),
+                    false => results.push(result.unwrap()),
+                }
+            }
+            results.sort();
+            assert_eq!((results, queue.len()), (vec![1, 2, 3], 3 + usize::from(arrives)), "{point}");
         }
-        println!("{dropped} dropped");
-        got.sort();
-        assert_eq!(got, (0..20).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_its_process_ends_all_children_of_a_group() {
+        let holds = async |pids: Queue<u32>| {
+            let mut group = Group::new();
+            for _ in 0..3 {
+                pids.put(group.spawn(std::future::pending::<()>, ()).unwrap().pid()).await.unwrap();
+            }
+            group.join_next().await;
+        };
+        let pids = Queue::unbounded().unwrap();
+        let mut holder = Process::spawn(holds, (pids.clone(),)).unwrap();
+        let mut children = Vec::new();
+        for _ in 0..3 {
+            children.push(within(pids.get()).await.unwrap());
+        }
+        holder.kill().unwrap();
+        within(holder.wait()).await.unwrap();
+        let is_gone = |pid: &u32| !std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
+        eventually("all have ended", || children.iter().all(is_gone)).await;
+    }
+
+    #[test]
+    fn a_group_outlives_the_runtime_that_it_was_polled_in() {
+        let _deadline = Deadline::start();
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (mut group, go_on) = (Group::new(), mp::Event::new().unwrap());
+        let first = runtime();
+        first.block_on(async {
+            let waits = async |go_on: mp::Event| go_on.wait().await.is_ok();
+            group.spawn(waits, (go_on.clone(),)).unwrap();
+            falls_asleep(pin!(group.join_next())).await;
+        });
+        drop(first);
+        go_on.set();
+        assert!(runtime().block_on(within(group.join_next())).unwrap().unwrap());
+    }
+
+    #[test]
+    fn shutdown_without_a_timer_kills_at_once_and_outside_a_runtime_is_an_error_of_each() {
+        let _deadline = Deadline::start();
+        let mut group = Group::new();
+        group.spawn(std::future::pending::<()>, ()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let results = runtime.block_on(group.shutdown(Duration::from_secs(600)));
+        assert_eq!(results[0].as_ref().unwrap_err().kind(), ErrorKind::ProcessDied);
+        group.spawn(std::future::pending::<()>, ()).unwrap();
+        let results = futures::executor::block_on(group.shutdown(Duration::from_secs(600)));
+        assert!(results.len() == 1 && results[0].is_err(), "{results:?}");
     }
 }
 
@@ -1938,15 +2361,154 @@ mod supervision {
     }
 
     #[tokio::test]
-    async fn a_dropped_wait_has_changed_nothing() {
-        let mut child = Process::builder().restart(often()).spawn(|| 5, ()).unwrap();
-        let mut random = Random::new(9);
-        let result = loop {
-            if let Some(result) = cancelled(&mut random, child.wait()).await {
-                break result;
+    async fn ten_thousand_dropped_waits_and_stops_lose_no_result() {
+        let drops = async || {
+            let go_on = mp::Event::new().unwrap();
+            let serve = async |go_on: mp::Event| {
+                go_on.wait().await.unwrap();
+                5
+            };
+            let builder = Process::builder().shield_signals(true).restart(often());
+            let mut child = builder.spawn(serve, (go_on.clone(),)).unwrap();
+            let mut random = Random::new(9);
+            let mut before = None;
+            for n in 1..=10_000 {
+                assert!(cancelled(&mut random, child.wait()).await.is_none());
+                if n % 1_000 == 0 {
+                    let restarts = child.restarts();
+                    kill(child.pid().unwrap());
+                    eventually("it is started again", || child.restarts() > restarts && child.pid().is_some()).await;
+                    let holds = *before.get_or_insert_with(holdings);
+                    eventually("nothing is held", || holdings().descriptors <= holds.descriptors).await;
+                }
             }
+            assert_eq!(child.restarts(), 10);
+            for _ in 0..10_000 {
+                assert!(cancelled(&mut random, child.stop(Duration::from_secs(600))).await.is_none());
+            }
+            go_on.set();
+            assert_eq!(within(child.stop(Duration::from_secs(600))).await.unwrap(), Some(5));
+            assert_eq!(child.restarts(), 10);
+            assert!(within(child.stop(AT_ONCE)).await.unwrap_err().to_string().contains("already taken"));
         };
-        assert_eq!(result.unwrap(), 5);
+        in_child(drops, ()).await;
+    }
+
+    fn kill(pid: u32) {
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    fn is_gone(pid: u32) -> bool {
+        !std::path::Path::new(&format!("/proc/{pid}/exe")).exists()
+    }
+
+    /// A child that dies at a step of its work: the next start has what is left of that.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_at_any_step_of_its_start_the_child_is_started_again() {
+        let serve = async |jobs: Queue<u32>| {
+            let lease = jobs.lease().await.unwrap();
+            let (job, deliveries) = (*lease, lease.deliveries());
+            lease.commit().unwrap();
+            (job, deliveries)
+        };
+        for (point, left) in [("lease.held", 0), ("commit.begun", 1), ("commit.done", 0)] {
+            let jobs = Queue::unbounded().unwrap();
+            jobs.put(1).await.unwrap();
+            let again = Restart::on_failure().max(3, Duration::from_secs(600)).back_off(AT_ONCE, AT_ONCE);
+            let builder = Process::builder().env("MULTIPROCESS_KILL_AT", point).restart(again);
+            let mut child = builder.spawn(serve, (jobs.clone(),)).unwrap();
+            match point {
+                // The second start gets the item in another way.
+                "lease.held" => assert_eq!((within(child.wait()).await.unwrap(), child.restarts()), ((1, 2), 1)),
+                "commit.begun" => {
+                    assert_eq!(within(child.wait()).await.unwrap_err().kind(), ErrorKind::RestartLimit);
+                    assert_eq!(child.restarts(), 3);
+                }
+                // The commit was complete, so the next start waits for another.
+                _ => {
+                    eventually("it is started again", || child.restarts() == 1 && child.pid().is_some()).await;
+                    assert_eq!(within(child.stop(AT_ONCE)).await.unwrap(), None);
+                }
+            }
+            assert_eq!(jobs.len(), left, "{point}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_supervising_process_ends_the_child_and_closes_its_states() {
+        let supervises = async |told: Queue<(u32, mp::WatchReceiver<SupervisedState>)>| {
+            let mut child = Process::builder().restart(often()).spawn(std::future::pending::<()>, ()).unwrap();
+            told.put((child.pid().unwrap(), child.states())).await.unwrap();
+            let _ = child.wait().await;
+        };
+        let told = Queue::unbounded().unwrap();
+        let mut supervisor = Process::spawn(supervises, (told.clone(),)).unwrap();
+        let (pid, mut states) = within(told.get()).await.unwrap();
+        assert_eq!(states.get_and_update().unwrap(), SupervisedState::Running { pid, restarts: 0 });
+        supervisor.kill().unwrap();
+        assert_eq!(within(states.changed()).await.unwrap_err().kind(), ErrorKind::Closed);
+        within(supervisor.wait()).await.unwrap();
+        eventually("it has ended", || is_gone(pid)).await;
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ends_when_it_is_to_be_stopped_is_not_started_again() {
+        let starts = Value::new(0_u32).unwrap();
+        let fails = |starts: Value<u32>| assert!(starts.fetch_add(1) == u32::MAX, "it fails");
+        for round in 0..20 {
+            let mut child = Process::builder().restart(often()).spawn(fails, (starts.clone(),)).unwrap();
+            eventually("it fails and is started again", || child.restarts() > round % 3).await;
+            // The task has both before it: a child that has ended, and the wish to stop.
+            let _ = child.stop(AT_ONCE).now_or_never();
+            within(child.stop(AT_ONCE)).await.unwrap();
+            let seen = starts.get();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert_eq!((starts.get(), child.pid()), (seen, None));
+        }
+    }
+
+    #[test]
+    fn dropped_while_its_runtime_stands_still_the_child_ends() {
+        let _deadline = Deadline::start();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let start = async || Process::builder().restart(often()).spawn(std::future::pending::<()>, ()).unwrap();
+        let child = runtime.block_on(start());
+        let pid = child.pid().unwrap();
+        drop(child);
+        while !is_gone(pid) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(runtime);
+    }
+
+    #[test]
+    fn the_end_of_its_runtime_ends_the_child() {
+        let _deadline = Deadline::start();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let start = async || Process::builder().restart(often()).spawn(std::future::pending::<()>, ()).unwrap();
+        let mut child = runtime.block_on(start());
+        let pid = child.pid().unwrap();
+        drop(runtime);
+        while !is_gone(pid) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(child.pid(), None);
+        let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        assert_eq!(other.block_on(child.wait()).unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+
+    #[test]
+    fn a_runtime_without_a_timer_or_io_is_an_error_of_the_start() {
+        let start = |runtime: tokio::runtime::Runtime| {
+            let _inside = runtime.enter();
+            let child = Process::builder().restart(often()).spawn(|| 1, ());
+            child.map(drop).unwrap_err().kind()
+        };
+        let builder = tokio::runtime::Builder::new_current_thread;
+        assert_eq!(start(builder().enable_io().build().unwrap()), ErrorKind::Io);
+        assert_eq!(start(builder().enable_time().build().unwrap()), ErrorKind::Io);
     }
 
     #[tokio::test]

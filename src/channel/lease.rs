@@ -1,4 +1,17 @@
-//! The public types of leases: an item that outlives its consumer.
+//! The public types of leases: an item that outlives its consumer. The shared state is that of [`leases`](super::leases).
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pieces.rs`, `leases`) |
+//! |---|---|---|
+//! | taking, holding, committing or giving back | the item is there once, or its commit was complete | `killed_at_any_move_no_item_is_lost_or_doubled`, `killed_at_any_move_no_descriptor_is_lost_or_kept_open` |
+//! | giving an item back for the last time | it is a dead letter, and those that wait for one or for a join are woken | `killed_while_an_item_becomes_a_dead_letter_its_waiters_are_woken` |
+//! | taking a dead letter | it is there, or was taken; its descriptors as well | `killed_while_it_takes_a_dead_letter_it_is_there_or_taken` |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | a `lease` that waits, a [`Lease`], a stream of them | the item is at the front again | `ten_thousand_dropped_leases_lose_nothing` |
+//! | a wait for a dead letter | nothing was taken | `ten_thousand_dropped_waits_for_dead_letters_lose_none` |
 
 use super::channel_core::ChannelCore;
 use super::leases::Held;
@@ -85,11 +98,12 @@ impl<T> Lease<T> {
     /// process is killed meanwhile, the item is either committed or back in the queue.
     ///
     /// # Errors
-    /// `Forked` in a process that was forked from the one that has the lease.
+    /// - `Forked` in a process that was forked from the one that has the lease.
+    /// - `Corrupt` if other code has damaged the queue's memory. The item may be in the queue still.
     pub fn commit(mut self) -> Result<T> {
         fork::check().map_err(|error| Error::io("cannot commit a lease", error))?;
         if let Some(held) = self.held.take() {
-            self.core.commit(&held);
+            self.core.commit(&held)?;
         }
         match self.value.take() {
             Some(value) => Ok(value),

@@ -36,6 +36,10 @@
 //! | leasing, after `head`, or with a lease | an entry held by the dead: its recovery makes all consumers try | the next consumer |
 //! | committing, before the CAS | the same | the next consumer |
 //! | committing, after it | nothing of the item; its descriptors may be kept open until the next item with descriptors is looked for | - |
+//! | giving back, after the CAS | a returned item or a dead letter: the recovery makes all sleepers try, also those that wait for a dead letter or a join | the next consumer |
+//! | making a dead letter of an item that was leased by the dead, or returned | a dead letter, with the same recovery | - |
+//! | taking a dead letter, before `free` | the dead letter, with its descriptors | - |
+//! | taking a dead letter, after `free` | nothing of it; its descriptors may be kept open until the next item with descriptors is looked for | - |
 //! | looking for the descriptors of an item | those of another item twice, of which one copy may be kept open until the next item with descriptors is looked for | - |
 //! | leasing an item of more descriptors than a packet takes, before they are kept | an item whose descriptors are gone: an error for its next consumer | - |
 //!
@@ -43,7 +47,7 @@
 //! No await point.
 
 use super::extents::{Extents, corrupt};
-use crate::os::{memfd, named};
+use crate::os::{fault, memfd, named};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::{Family, Member};
 use crate::shm::region::{Map, Region};
@@ -202,6 +206,7 @@ impl<'a> Leases<'a> {
             if self.is_spent(&entry) {
                 self.word(word::DEAD).store(1, Release);
                 entry.set_state(DEAD_LETTER);
+                fault::point("scan.dead");
                 *found_dead = true;
                 continue;
             }

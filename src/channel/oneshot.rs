@@ -1,4 +1,17 @@
-//! A oneshot: one value, from one sender to one receiver.
+//! A oneshot: one value, from one sender to one receiver. It is a one-way pipe, whose shared state is that of [`channel_core`](super::channel_core).
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pieces.rs`, `oneshots`) |
+//! |---|---|---|
+//! | the sender, before its value is published | `Closed` | `killed_while_it_sends_the_value_is_whole_or_the_oneshot_closed` |
+//! | the sender, after that | the value, and then `Closed` | the same, `value_sent_is_received_though_its_process_has_ended` |
+//! | the receiver, at any moment | the sender is `Closed` | `killed_while_it_receives_the_sender_is_closed` |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | a poll of the receiver, a wait for `closed` | nothing was taken | `ten_thousand_dropped_polls_take_nothing`, `ten_thousand_dropped_waits_for_the_receivers_end_change_nothing` |
+//! | the sender, the receiver | as if its process had ended | `a_sender_that_goes_or_is_killed_without_a_value_is_closed`, `dropped_receiver_closes_the_sender` |
 
 use super::pipe::{Receiver, Sender, simplex};
 use super::queue::Item;

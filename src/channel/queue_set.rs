@@ -17,10 +17,12 @@
 //! 2. A notification that a `get` has not used is passed on to the next sleeper of its queue when the `get` ends.
 //!
 //! # Death
-//! An alarm is a sleeper like any other: see `wait::sleepers`.
+//! An alarm is a sleeper like any other: see `wait::sleepers`. Tests (`tests/pieces.rs`, `queue_sets`):
+//! `killed_at_any_step_of_a_get_no_other_item_is_lost_and_others_get_on`, `the_death_of_a_process_with_a_set_keeps_no_item_from_others`.
 //!
 //! # Cancel
-//! A dropped `get` has taken nothing, and passes its notifications on.
+//! A dropped `get` has taken nothing, and passes its notifications on. Tests: `ten_thousand_dropped_gets_lose_nothing_and_keep_the_order`,
+//! `a_set_that_nobody_polls_keeps_no_item_from_others`.
 
 use super::channel_core::ChannelCore;
 use super::queue::{Item, JoinableQueue, Queue};

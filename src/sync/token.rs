@@ -1,7 +1,19 @@
 //! A cancellation token: an event that is set once and never cleared, and the events of the tokens that it is a child of.
 //!
 //! A child's cancellation is derived: it is cancelled if its own event or one of its ancestors' is set. So nothing has to be
-//! passed on from a parent to its children, and no death can interrupt that.
+//! passed on from a parent to its children, and no death can interrupt that. The shared state is that of [`event`](super::event).
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pieces.rs`, `tokens`) |
+//! |---|---|---|
+//! | a process with a token, a guard or a wait | nothing is cancelled | `a_process_that_is_killed_cancels_nothing` |
+//! | one that cancels, after the flag is set | the token is cancelled, and waiters are woken | `killed_while_it_cancels_the_token_is_cancelled_and_waiters_are_woken` |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | a wait | nothing has changed | `ten_thousand_dropped_waits_leave_nothing_behind` |
+//! | a guard | its token is cancelled | `guards_cancel_unless_they_are_disarmed` |
 
 use super::event::Event;
 use crate::error::{Error, ErrorKind, Result};

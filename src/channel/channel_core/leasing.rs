@@ -2,6 +2,7 @@
 
 use super::{ChannelCore, Later, Tried, flatten, when_not_busy};
 use crate::channel::descriptors::{self, Kept};
+use crate::channel::extents::corrupt;
 use crate::channel::leases::{Back, Held, KEPT, word};
 use crate::channel::ring::Pop;
 use crate::channel::ring::lease::{Descriptors, Leasing};
@@ -21,10 +22,6 @@ use std::time::Duration;
 struct Sockets<'a>(&'a ChannelCore);
 
 impl Descriptors for Sockets<'_> {
-    fn take(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>> {
-        self.0.take_descriptors(number, count)
-    }
-
     fn copy(&self, number: u64, count: usize) -> io::Result<Option<Vec<OwnedFd>>> {
         if number & KEPT == 0 {
             return descriptors::copy_fds(self.0.rx.as_fd(), number, count);
@@ -128,7 +125,7 @@ impl ChannelCore {
             // It ends among the dead letters.
             Err(_) if self.has_max_deliveries() => self.give_back(&held),
             // It cannot be read by the next one either.
-            Err(_) => self.commit(&held),
+            Err(_) => drop(self.commit(&held)),
         }
         decoded.map(|value| (held, value))
     }
@@ -159,11 +156,15 @@ impl ChannelCore {
     }
 
     /// The item of a lease is done with.
-    pub(in crate::channel) fn commit(&self, held: &Held) {
-        let Ok(Some(leases)) = self.ring.leases() else { return };
+    ///
+    /// # Errors
+    /// `Corrupt`: no other process takes it from its holder.
+    pub(in crate::channel) fn commit(&self, held: &Held) -> Result<()> {
+        let failed = |error| self.failed("commit a lease of", error);
+        let leases = self.ring.leases().map_err(failed)?;
         fault::point("commit.begun");
-        if !leases.commit(held) {
-            return;
+        if !leases.is_some_and(|leases| leases.commit(held)) {
+            return Err(failed(corrupt("a lease that its holder has not")));
         }
         fault::point("commit.done");
         if held.fds().1 > 0 {
@@ -171,6 +172,7 @@ impl ChannelCore {
         }
         self.notify(self.ring.tidy(held));
         self.one_less();
+        Ok(())
     }
 
     /// The descriptors that were kept for a lease are needed no more.
@@ -199,6 +201,7 @@ impl ChannelCore {
                 self.items.notify_one();
             }
             Back::DeadLetter => {
+                fault::point("return.dead");
                 self.joined.notify_all();
                 self.one_less();
             }

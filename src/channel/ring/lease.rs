@@ -22,8 +22,6 @@ pub(in crate::channel) enum Leasing {
 
 /// Where the descriptors of items are.
 pub(in crate::channel) trait Descriptors {
-    /// Takes those of the record of this number.
-    fn take(&self, number: u64, count: usize) -> io::Result<Vec<OwnedFd>>;
     /// Copies those of the record of this number, which stay where they are; `None` if they are lost. An error has lost nothing.
     fn copy(&self, number: u64, count: usize) -> io::Result<Option<Vec<OwnedFd>>>;
     /// Drops those of this number, if they are there.
@@ -199,9 +197,15 @@ impl Ring {
             let mut payload = Vec::new();
             entry.read(&mut payload)?;
             let (number, count) = entry.fds();
-            let taken = if count > 0 { fds.take(number, count) } else { Ok(Vec::new()) };
+            // They are dropped last: neither a death nor a limit of descriptors loses the item.
+            let copied = if count > 0 { fds.copy(number, count)? } else { Some(Vec::new()) };
+            fault::point("letter.copied");
             entry.set_free();
-            Ok(Pop::Got(payload, taken?))
+            fault::point("letter.freed");
+            if count > 0 {
+                fds.drop(number);
+            }
+            Ok(Pop::Got(payload, copied.ok_or_else(lost)?))
         })
     }
 
