@@ -3,9 +3,10 @@
 
 mod common;
 
-use common::{eventually, within};
-use futures::StreamExt;
+use common::{Random, assert_no_growth, eventually, holdings, in_child, within};
+use futures::{FutureExt, StreamExt};
 use multiprocess::{self as mp, ErrorKind, Event, Histogram, Pool, Queue, Retry, Task, Value};
+use std::pin::pin;
 use std::time::Duration;
 
 mp::test_support!();
@@ -344,6 +345,167 @@ async fn a_dropped_stream_with_a_predicate_takes_no_more_items() {
     within(pool.map(|n: u32| n, 0..10)).await.unwrap();
 }
 
+/// Polls `future` for a random while and drops it: `None`.
+async fn cancelled<T>(random: &mut Random, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    if random.below(2) == 0 {
+        return tokio::time::timeout(Duration::from_micros(random.below(200)), future).await.ok();
+    }
+    for _ in 0..random.below(4) {
+        if let Some(value) = future.as_mut().now_or_never() {
+            return Some(value);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+/// Nothing of earlier calls runs or waits.
+async fn is_quiet(pool: &Pool) {
+    eventually("nothing runs or waits", || {
+        let stats = pool.stats();
+        stats.running == 0 && stats.queued == 0
+    })
+    .await;
+}
+
+/// Long enough that no worker is killed for a dropped call.
+const GRACE: Duration = Duration::from_secs(600);
+
+static MADE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// In the worker: counts the attempts that were made there, and returns the number of this one of its item.
+fn made() -> u32 {
+    MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    mp::current_task().unwrap().attempt()
+}
+
+fn all_made() -> u64 {
+    MADE.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Calls of one worker with room for two, each made three times by a predicate: in every way that such a call can be made.
+async fn drop_calls(pool: &Pool, random: &mut Random, count: u32) -> u32 {
+    let again = |result: &mp::Result<u32>| result.as_ref().is_ok_and(|attempt| *attempt < 2);
+    let rest = Duration::from_micros(50);
+    let mut dropped = 0;
+    let mut accepted = Vec::new();
+    while dropped < count {
+        let call = pool.apply(made, ()).retries(5).grace(GRACE);
+        let is_refused = |error: &mp::Error| error.kind() == ErrorKind::Full;
+        let done = match random.below(5) {
+            0 => cancelled(random, call.retry_if(again)).await.map(|result| result.unwrap() == 2),
+            1 => cancelled(random, call.back_off(rest).retry_if(again)).await.map(|result| result.unwrap() == 2),
+            2 => cancelled(random, call.retry_if(Retry::DIED)).await.map(|result| result.unwrap() == 0),
+            3 => cancelled(random, call.reject_when_full().retry_if(again))
+                .await
+                .map(|result| result.map_or_else(|error| is_refused(&error), |attempt| attempt == 2)),
+            _ => match pool.try_apply(made, ()) {
+                // Kept for a while, so that others find no room.
+                Ok(call) if random.below(2) == 0 => {
+                    accepted.insert(0, call);
+                    accepted.truncate(2);
+                    Some(true)
+                }
+                Ok(call) => cancelled(random, call).await.map(|result| result.unwrap() == 0),
+                Err(error) => Some(is_refused(&error)),
+            },
+        };
+        match done {
+            Some(is_right) => assert!(is_right),
+            None => dropped += 1,
+        }
+    }
+    dropped
+}
+
+#[tokio::test]
+async fn ten_thousand_dropped_calls_make_no_further_attempt_and_leave_all_room() {
+    let drops = async || {
+        let pool = Pool::builder().workers(1).max_waiting(2).grace(GRACE).build().unwrap();
+        let mut random = Random::new(31);
+        drop_calls(&pool, &mut random, 500).await;
+        is_quiet(&pool).await;
+        let before = holdings();
+        drop_calls(&pool, &mut random, 10_000).await;
+        is_quiet(&pool).await;
+        assert_no_growth(before, holdings());
+        let made_by_now = within(pool.apply(all_made, ())).await.unwrap();
+        tokio::time::sleep(SHORT).await;
+        assert_eq!(within(pool.apply(all_made, ())).await.unwrap(), made_by_now, "no attempt is made any more");
+        // The room for two is there, and no more.
+        let (begun, go_on) = (Event::new().unwrap(), Event::new().unwrap());
+        let wait = async |begun: Event, go_on: Event| {
+            begun.set();
+            go_on.wait().await.unwrap();
+        };
+        let running = pool.apply_async(wait, (begun.clone(), go_on.clone()));
+        within(begun.wait()).await.unwrap();
+        let waiting: Vec<_> = (0..2).map(|_| pool.try_apply(made, ()).unwrap()).collect();
+        assert_eq!(pool.try_apply(made, ()).map(drop).unwrap_err().kind(), ErrorKind::Full);
+        go_on.set();
+        within(running).await.unwrap();
+        for call in waiting {
+            within(call).await.unwrap();
+        }
+        assert_eq!(pool.stats().totals.restarted, 0);
+    };
+    in_child(drops, ()).await;
+}
+
+/// Each step of an item at its worker: each worker dies at it, not with its first item.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn worker_killed_at_any_step_costs_an_attempt_only_if_the_item_had_begun() {
+    let died = |result: &mp::Result<u32>| result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ProcessDied);
+    for (point, costs) in
+        [("lane.ordered:3", false), ("lane.started:3", true), ("lane.written:3", true), ("lane.published:3", false)]
+    {
+        let attempt = || mp::current_task().unwrap().attempt();
+        for by_kind in [true, false] {
+            let pool = Pool::builder().workers(1).max_waiting(2).env("MULTIPROCESS_KILL_AT", point).build().unwrap();
+            let mut attempts = Vec::new();
+            for _ in 0..6 {
+                let call = pool.apply(attempt, ()).retries(1);
+                let call = if by_kind { call.retry_if(Retry::DIED) } else { call.retry_if(died) };
+                attempts.push(within(call).await.unwrap());
+            }
+            assert!(attempts.iter().all(|attempt| *attempt <= 1), "{point}: {attempts:?}");
+            assert_eq!(attempts.contains(&1), costs, "{point}, by kind {by_kind}: {attempts:?}");
+            eventually("a worker has died", || pool.stats().totals.restarted > 0).await;
+            // Without an attempt left an item is lost if it had begun.
+            let (mut lost, mut done) = (0, 0);
+            for _ in 0..6 {
+                match within(pool.apply(attempt, ()).reject_when_full()).await {
+                    Ok(_) => done += 1,
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::ProcessDied, "{point}");
+                        lost += 1;
+                    }
+                }
+            }
+            assert!(lost + done == 6 && (lost > 0) == costs, "{point}: {lost} lost");
+            is_quiet(&pool).await;
+            let totals = pool.stats().totals;
+            assert_eq!(totals.rejected, 0, "{point}: the dead leave their room");
+        }
+    }
+}
+
+/// A worker dies while items wait and others wait for room: all of them get it.
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn the_death_of_a_worker_at_any_step_takes_no_room_from_those_that_wait() {
+    for point in ["lane.ordered:2", "lane.started:2", "lane.written:2", "lane.published:2", "lane.read:2"] {
+        let pool = Pool::builder().workers(1).max_waiting(1).env("MULTIPROCESS_KILL_AT", point).build().unwrap();
+        let call = || pool.apply(|| std::thread::sleep(Duration::from_millis(1)), ()).retries(9).retry_if(Retry::DIED);
+        let results = within(futures::future::join_all((0..8).map(|_| call()))).await;
+        assert!(results.iter().all(Result::is_ok), "{point}: {results:?}");
+        is_quiet(&pool).await;
+        within(call().reject_when_full()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn totals_count_each_item_once_by_how_it_ended() {
     let pool = Pool::new(2).unwrap();
@@ -455,6 +617,101 @@ mod state {
         pool.close();
         within(pool.join()).await.unwrap();
         assert_eq!(gone.try_get().unwrap(), 105);
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_dropped_calls_leave_the_state_whole() {
+        /// Both are the same, but while a task is at it.
+        struct Pair(u64, u64);
+        fn bump(pair: &mut Pair) -> u64 {
+            pair.0 += 1;
+            std::hint::black_box(&mut *pair);
+            pair.1 += 1;
+            assert_eq!(pair.0, pair.1, "one task at a time");
+            pair.0
+        }
+        fn bump_for(pair: &mut Pair, _: u8) -> u64 {
+            bump(pair)
+        }
+        let drops = async || {
+            let pool = Pool::builder().workers(1).grace(GRACE).state(|| Pair(0, 0), ()).build().unwrap();
+            let mut random = Random::new(32);
+            let mut last = 0;
+            let mut run = async |count: u32| {
+                let mut dropped = 0;
+                while dropped < count {
+                    let state = pool.with_state();
+                    let done = match random.below(3) {
+                        0 => cancelled(&mut random, state.apply(bump, ())).await,
+                        1 => cancelled(&mut random, state.apply_async(bump, ())).await,
+                        _ => {
+                            let mut results = state.imap(bump_for, 0..5);
+                            cancelled(&mut random, results.next()).await.flatten()
+                        }
+                    };
+                    match done {
+                        Some(count) => {
+                            let count = count.unwrap();
+                            assert!(count > last, "a later task finds what an earlier one has left");
+                            last = count;
+                        }
+                        None => dropped += 1,
+                    }
+                }
+            };
+            run(500).await;
+            is_quiet(&pool).await;
+            let before = holdings();
+            run(10_000).await;
+            is_quiet(&pool).await;
+            assert_no_growth(before, holdings());
+            let (one, other) = within(pool.with_state().apply(|pair: &mut Pair| (pair.0, pair.1), ())).await.unwrap();
+            assert!(one == other && one >= last, "{one} {other}");
+            assert_eq!(pool.stats().totals.restarted, 0);
+        };
+        in_child(drops, ()).await;
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_the_state_is_made_the_pool_is_broken() {
+        let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", "state.made");
+        let pool = pool.state(|| 1_u8, ()).build().unwrap();
+        let error = within(pool.with_state().apply(|n: &mut u8| *n, ())).await.unwrap_err();
+        assert!(error.to_string().contains("initializer"), "{error}");
+        assert!(pool.broken().is_some());
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_at_any_step_of_a_task_with_state_the_next_has_a_new_one() {
+        for point in ["state.lent:3", "state.returned:3", "lane.written:4"] {
+            let gone = Queue::unbounded().unwrap();
+            let pool = Pool::builder().workers(1).env("MULTIPROCESS_KILL_AT", point);
+            let pool = pool.state(open, (100, gone.clone())).build().unwrap();
+            let call = || pool.with_state().apply(add, (1,));
+            assert_eq!(within(call()).await.unwrap(), 101, "{point}");
+            assert_eq!(within(call()).await.unwrap(), 102, "{point}");
+            assert_eq!(within(call()).await.unwrap_err().kind(), ErrorKind::ProcessDied, "{point}");
+            for n in [101, 102] {
+                assert_eq!(within(call()).await.unwrap(), n, "{point}");
+            }
+            // Tried again, it has the new state as well.
+            assert_eq!(within(call().retries(1).retry_if(Retry::DIED)).await.unwrap(), 101, "{point}");
+            assert!(gone.is_empty(), "{point}: a killed worker drops nothing");
+        }
+    }
+
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn killed_while_it_drops_the_state_the_worker_has_ended() {
+        let gone = Queue::unbounded().unwrap();
+        let pool = Pool::builder().workers(2).env("MULTIPROCESS_KILL_AT", "state.dropping");
+        let pool = pool.state(open, (7, gone.clone())).build().unwrap();
+        assert_eq!(within(pool.with_state().apply(add, (1,))).await.unwrap(), 8);
+        pool.close();
+        within(pool.join()).await.unwrap();
+        assert!(gone.is_empty());
     }
 
     #[tokio::test]

@@ -1,4 +1,19 @@
 //! Which failures of items are tried again.
+//!
+//! The scheduler tries again by the kind of a failure; a predicate is asked by the caller (`attempts`), for whom each attempt is
+//! a call of its own.
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pool_pieces.rs`) |
+//! |---|---|---|
+//! | a worker, before it has begun the item | the item is given to another, which is no attempt | `worker_killed_at_any_step_costs_an_attempt_only_if_the_item_had_begun` |
+//! | a worker that is at the item | a failed attempt; the next one by [`Retry::DIED`] or a predicate for it | the same |
+//! | a worker, after its result is published | the result | the same |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | the call, in an attempt or in a rest between two | no further attempt | `ten_thousand_dropped_calls_make_no_further_attempt_and_leave_all_room` |
 
 use crate::error::{ErrorKind, Result};
 use std::ops::BitOr;

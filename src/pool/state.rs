@@ -1,4 +1,19 @@
 //! State of a worker: made in each worker by a function, lent to the tasks that ask for it.
+//!
+//! The state stays in its worker's process ([`worker_state`]), so a death takes it along and nothing of it is left to repair. A task gets it
+//! by `&mut` while it runs, one at a time.
+//!
+//! # Death
+//! | killed | what follows | test (`tests/pool_pieces.rs`, `state`) |
+//! |---|---|---|
+//! | making the state, or before that is reported | as by an initializer: the pool is broken, with that reason | `killed_while_the_state_is_made_the_pool_is_broken` |
+//! | a task has the state, or has just given it back | the item is `ProcessDied`, or is tried again with the state of another worker; nothing is dropped | `killed_at_any_step_of_a_task_with_state_the_next_has_a_new_one` |
+//! | dropping the state | the pool ends all the same | `killed_while_it_drops_the_state_the_worker_has_ended` |
+//!
+//! # Cancel
+//! | dropped | what follows | test |
+//! |---|---|---|
+//! | a call | its task runs to its end, or has not begun; after its grace the worker is killed, with its state | `ten_thousand_dropped_calls_leave_the_state_whole` |
 
 use super::config::PoolBuilder;
 use super::handle::{AsyncResult, Call, Map, MapAsync, Results};
