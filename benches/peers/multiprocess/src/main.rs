@@ -13,6 +13,13 @@ mod values;
 mod os {
     pub(crate) mod identity;
     pub(crate) mod stack;
+
+    pub(crate) mod memory {
+        pub(crate) fn with_room<P>(mut buffer: Vec<P>, len: usize) -> Vec<P> {
+            buffer.reserve_exact(len);
+            buffer
+        }
+    }
 }
 
 #[path = "../../../../src/wire"]
@@ -20,6 +27,21 @@ mod os {
 mod wire {
     mod format;
     pub(crate) mod limits;
+    pub(crate) mod list;
+
+    /// Nothing is kept here: each contender has a buffer of its own.
+    pub(crate) mod buffers {
+        pub(crate) fn make_room(buffer: &mut Vec<u8>, len: usize) {
+            buffer.reserve(len);
+        }
+
+        pub(crate) fn with_room(len: usize) -> Vec<u8> {
+            Vec::with_capacity(len)
+        }
+
+        pub(crate) fn keep(_: Vec<u8>) {}
+    }
+    pub(crate) use buffers::{keep, with_room};
 
     pub(crate) fn append<T: serde::Serialize>(value: &T, to: &mut Vec<u8>) {
         format::append(value, to).unwrap();
