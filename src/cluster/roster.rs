@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 /// A host that has items sends a beat this often.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
 /// A host without items sends a beat this often.
-pub(super) const IDLE_BEAT: Duration = Duration::from_secs(2);
-/// A host that has been silent for this long counts as gone; one beat may be lost.
+pub(super) const IDLE_BEAT: Duration = Duration::from_secs(4);
+/// A host that has been silent for this long counts as gone, after a beat with items and after one without: one may be lost.
 const SILENT: Duration = Duration::from_millis(4500);
+const SILENT_IDLE: Duration = Duration::from_secs(9);
 /// The most hosts that are listed. Anybody on the network may send names, so the number is bounded.
 const MOST: usize = 10_000;
 const LONGEST_NAME: usize = 256;
@@ -56,6 +57,11 @@ pub(super) struct Roster {
     names: HashMap<u64, String>,
 }
 
+/// How long a host may be silent after this beat.
+fn patience(beat: &Beat) -> Duration {
+    if beat.busy > 0 { SILENT } else { SILENT_IDLE }
+}
+
 impl Roster {
     pub(super) fn new(build: u64) -> Self {
         Self { build, hosts: HashMap::new(), names: HashMap::new() }
@@ -79,7 +85,7 @@ impl Roster {
 
     /// Removes the hosts that have been silent for too long.
     pub(super) fn strike_out(&mut self, now: Instant) {
-        self.hosts.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < SILENT);
+        self.hosts.retain(|_, (beat, heard)| now.saturating_duration_since(*heard) < patience(beat));
     }
 
     /// Restarts the time of silence of all hosts: no message could arrive while there was no connection.
@@ -89,7 +95,7 @@ impl Roster {
 
     /// Returns when the next host may have to be removed.
     pub(super) fn until(&self) -> Option<Instant> {
-        self.hosts.values().map(|(_, heard)| *heard + SILENT).min()
+        self.hosts.values().map(|(beat, heard)| *heard + patience(beat)).min()
     }
 
     /// Returns the slots of all hosts of this build.
@@ -155,8 +161,12 @@ mod tests {
         assert_eq!((roster.slots(), roster.strangers(), roster.has_free()), (4, 0, false));
         roster.heard(beat(2, 7, 2, 1), now + BEAT);
         assert_eq!((roster.slots(), roster.has_free(), roster.list().len()), (2, true, 2));
+        roster.heard(beat(3, 7, 1, 0), now);
         roster.strike_out(now + SILENT);
-        assert_eq!((roster.slots(), roster.list().len()), (2, 1));
+        assert_eq!((roster.slots(), roster.list().len()), (3, 3), "one is idle, one of another build, too");
+        roster.strike_out(now + SILENT_IDLE);
+        assert_eq!((roster.slots(), roster.list().len()), (0, 0));
+        roster.heard(beat(2, 7, 2, 1), now);
         roster.heard(Beat { is_leaving: true, ..beat(2, 7, 2, 1) }, now);
         assert_eq!((roster.slots(), roster.until(), &*roster.name(2)), (0, None, "box (2)"));
     }
