@@ -110,7 +110,7 @@ async fn large_array_is_used_in_place() {
     async fn sum(array: Array<f64>) -> mp::Result<(f64, u64)> {
         let before = own_memory();
         let sum = array.lock().await?.iter().sum();
-        Ok((sum, own_memory() - before))
+        Ok((sum, own_memory().saturating_sub(before)))
     }
     /// Bytes of memory that belong to this process alone.
     fn own_memory() -> u64 {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Random, assert_no_growth, holdings, in_child, payload, read_payload, within};
+use common::{Random, holdings, in_child, no_growth, payload, read_payload, within};
 use futures::FutureExt;
 use multiprocess::{self as mp, ErrorKind, Fd, Lock, Process, Queue, Value};
 use std::io::{Read, Write};
@@ -90,7 +90,8 @@ impl Way for mp::Connection<Vec<u8>, Vec<u8>> {
 async fn put_with_cancels<W: Way>(mut way: W, seed: u64, cancels: u32) -> u64 {
     let mut random = Random::new(seed);
     let (mut cancelled_puts, mut number) = (0, 0);
-    while cancelled_puts < cancels {
+    // While the other side is not given a CPU, puts are only cancelled.
+    while cancelled_puts < cancels || number <= 60 {
         let bytes = payload(0, number, size(&mut random));
         let put = match random.below(3) {
             0 => {
@@ -148,7 +149,7 @@ async fn get_with_cancels<W: Way>(mut way: W, seed: u64) -> (u64, u32) {
 
 async fn both_ways(queue: bool, child_puts: bool) {
     let whole = async |queue: bool, child_puts: bool| {
-        let mut warm_up = None;
+        let (mut warm_up, mut all_given_up) = (None, 0);
         for round in 0..2u64 {
             let cancels = if round == 0 { 200 } else { CANCELS };
             let (put, got, gave_up) = if queue {
@@ -181,13 +182,14 @@ async fn both_ways(queue: bool, child_puts: bool) {
                 }
             };
             assert_eq!(put, got);
-            assert!(put > 50 && gave_up > 10, "{put} arrived, {gave_up} gets were given up");
+            assert!(put > 50, "{put} arrived");
+            all_given_up += gave_up;
             warm_up.get_or_insert_with(holdings);
         }
-        (warm_up.unwrap(), holdings())
+        assert!(all_given_up > 10, "{all_given_up} gets were given up");
+        no_growth(warm_up.unwrap(), holdings).await;
     };
-    let (before, after) = in_child(whole, (queue, child_puts)).await;
-    assert_no_growth(before, after);
+    in_child(whole, (queue, child_puts)).await;
 }
 
 #[tokio::test]
@@ -409,8 +411,7 @@ async fn dropped_puts_and_gets_of_descriptors_lose_mix_up_and_leak_none() {
             drop(queue);
             before.get_or_insert_with(holdings);
         }
-        (before.unwrap(), holdings())
+        no_growth(before.unwrap(), holdings).await;
     };
-    let (before, after) = in_child(whole, ((),)).await;
-    assert_no_growth(before, after);
+    in_child(whole, ((),)).await;
 }

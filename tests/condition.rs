@@ -242,27 +242,27 @@ fn cond_06_for_plain_functions() {
 #[tokio::test]
 async fn cond_07_predicate_is_checked_at_each_notification() {
     let (condition, state) = (Condition::new().unwrap(), Queue::<u32>::unbounded().unwrap());
-    let count = async |condition: Condition, state: Queue<u32>| {
-        let mut looks = 0;
+    let looks = Value::new(0_u32).unwrap();
+    let count = async |condition: Condition, state: Queue<u32>, looks: Value<u32>| {
         let guard = condition.lock().await.unwrap();
         let is_four = || {
-            looks += 1;
+            looks.fetch_add(1);
             state.len() == 4
         };
         let guard = is_send(condition.wait_for(guard, is_four)).await.unwrap();
         drop(guard);
-        looks
     };
-    let child = Process::spawn(count, (condition.clone(), state.clone())).unwrap();
+    let child = Process::spawn(count, (condition.clone(), state.clone(), looks.clone())).unwrap();
     for n in 0..4 {
-        eventually("it waits", || condition.waiting() == 1).await;
+        // It looks with the lock held, and gives that up when it is in line.
+        eventually("it waits again", || looks.get() == n + 1 && condition.waiting() == 1).await;
         let guard = within(condition.lock()).await.unwrap();
         state.put(n).await.unwrap();
         condition.notify_one();
         drop(guard);
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(within(child).await.unwrap(), 5);
+    within(child).await.unwrap();
+    assert_eq!(looks.get(), 5);
     let guard = condition.lock().await.unwrap();
     let error = within(condition.wait_for_timeout(guard, || false, MOMENT)).await.unwrap_err();
     assert_eq!((error.kind(), error.has_guard()), (ErrorKind::Timeout, true));

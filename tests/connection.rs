@@ -434,19 +434,27 @@ async fn a_challenge_of_ours_sent_back_on_another_connection_is_not_answered() {
 #[tokio::test]
 async fn list_01_an_address_can_be_bound_once() {
     for address in families() {
-        let listener = Listener::bind(&address).await.unwrap();
-        let error = Listener::bind(&listener.local_addr()).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Io);
-        assert!(error.to_string().contains("in use"), "{error}");
-        // And the one that is there never hears of it.
-        let client = within(connect(&listener.local_addr(), None).into_future()).await.unwrap();
-        within(listener.accept()).await.unwrap().send_bytes(b"hello").await.unwrap();
-        assert_eq!(within(client.recv_bytes()).await.unwrap(), b"hello");
-        // At once after the drop.
-        let address = listener.local_addr();
-        drop(listener);
-        Listener::bind(&address).await.unwrap();
+        // Another program may have been given the port that was free for a moment.
+        for tries in 1.. {
+            let Err(error) = bind_again(&address).await else { break };
+            assert!(address.ends_with(":0") && error.to_string().contains("in use") && tries < 20, "{error}");
+        }
     }
+}
+
+async fn bind_again(address: &str) -> mp::Result<()> {
+    let listener = Listener::bind(address).await?;
+    let error = Listener::bind(&listener.local_addr()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("in use"), "{error}");
+    // And the one that is there never hears of it.
+    let client = within(connect(&listener.local_addr(), None).into_future()).await?;
+    within(listener.accept()).await?.send_bytes(b"hello").await?;
+    assert_eq!(within(client.recv_bytes()).await?, b"hello");
+    // At once after the drop.
+    let address = listener.local_addr();
+    drop(listener);
+    Listener::bind(&address).await.map(drop)
 }
 
 #[test]
@@ -619,17 +627,17 @@ async fn thousand_silent_peers() {
     within(eventually("all are taken from the kernel", || holdings().descriptors > 2000)).await;
     let grown = resident_bytes(std::process::id()).saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes for 1000 peers and their sockets");
-    let mut fastest = Duration::MAX;
-    for _ in 0..5 {
+    let another = async || {
         let start = Instant::now();
         let (here, there) = within(async { tokio::join!(listener.accept(), connect(&address, Some(KEY))) }).await;
-        fastest = fastest.min(start.elapsed());
-        let (here, there) = (here.unwrap(), there.unwrap());
-        there.send_bytes(b"hello").await.unwrap();
-        assert_eq!(within(here.recv_bytes()).await.unwrap(), b"hello");
-    }
-    // The fastest of five: the machine may be busy with other things, the silent are there all the time.
-    assert!(fastest < Duration::from_millis(50), "{fastest:?}");
+        let took = start.elapsed();
+        let (here, there) = (here?, there?);
+        there.send_bytes(b"hello").await?;
+        assert_eq!(within(here.recv_bytes()).await?, b"hello");
+        Ok(took)
+    };
+    // The machine may be busy with other things, the silent are there all the time.
+    common::rounds(another, |took| *took < Duration::from_millis(50)).await.unwrap();
 }
 
 #[tokio::test]
@@ -747,6 +755,11 @@ fn transcript(challenge: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_listener_lives_whatever_strangers_send() {
+    // There nobody else takes memory.
+    in_child(listen_to_strangers, ()).await;
+}
+
+async fn listen_to_strangers() {
     let listener = Listener::bind(&abstract_name()).authkey(KEY).max_message(1 << 20).await.unwrap();
     let address = listener.local_addr();
     let before = resident_bytes(std::process::id());

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// For an object that was not hit: longer than anything takes on a busy machine.
-const RIGHT: Duration = Duration::from_secs(20);
+const RIGHT: Duration = Duration::from_secs(40);
 /// For one that was: each wait that damage makes endless takes so long.
 const HIT: Duration = Duration::from_millis(150);
 /// A trial takes less, whatever happens.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Deadline, falls_asleep_in_line, go_on, in_child, stop, within};
+use common::{Deadline, blocking_rounds, falls_asleep_in_line, go_on, in_child, rounds, stop, within};
 use futures::poll;
 use multiprocess::{self as mp, ErrorKind, Event, Process, Queue};
 use std::pin::pin;
@@ -18,9 +18,13 @@ fn event_01_waits_of_an_unset_event_time_out() {
     let event = Event::new().unwrap();
     assert!(!event.is_set());
     assert_eq!(event.try_wait().unwrap_err().kind(), ErrorKind::WouldBlock);
+    let at_once = || {
+        let start = Instant::now();
+        assert_eq!(event.blocking_wait_timeout(Duration::ZERO).unwrap_err().kind(), ErrorKind::Timeout);
+        start.elapsed()
+    };
+    blocking_rounds(at_once, |took| *took < SHORT);
     let start = Instant::now();
-    assert_eq!(event.blocking_wait_timeout(Duration::ZERO).unwrap_err().kind(), ErrorKind::Timeout);
-    assert!(start.elapsed() < SHORT);
     assert_eq!(event.blocking_wait_timeout(SHORT).unwrap_err().kind(), ErrorKind::Timeout);
     assert!(start.elapsed() >= SHORT);
     tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -87,7 +91,12 @@ async fn event_05_set_and_clear_twice_are_fine() {
 /// P4: CPython's `set` hangs here, and then even `is_set` does.
 #[tokio::test]
 async fn event_06_p4_killed_waiters_delay_neither_set_nor_the_others() {
-    let (event, done) = (Event::new().unwrap(), Queue::<u32>::unbounded().unwrap());
+    rounds(set_with_killed_waiters, |took| *took < SHORT).await.unwrap();
+}
+
+/// Returns how long `set` takes.
+async fn set_with_killed_waiters() -> mp::Result<Duration> {
+    let (event, done) = (Event::new()?, Queue::<u32>::unbounded()?);
     let wait = async |event: Event, done: Queue<u32>| {
         event.wait().await.unwrap();
         done.put(std::process::id()).await.unwrap();
@@ -102,13 +111,13 @@ async fn event_06_p4_killed_waiters_delay_neither_set_nor_the_others() {
     let start = Instant::now();
     event.set();
     let took = start.elapsed();
-    assert!(took < SHORT, "set took {took:?}");
     assert!(event.is_set());
     for child in children.into_iter().skip(1).step_by(2) {
         within(child).await.unwrap();
     }
     println!("set took {took:?}, all others were through after {:?}", start.elapsed());
     assert_eq!(done.len(), 3);
+    Ok(took)
 }
 
 #[tokio::test]

@@ -148,11 +148,25 @@ fn results(stdout: &str) -> Vec<&str> {
     sorted(stdout.lines().map(|line| line.split_once(" says that ").map_or(line, |(_, result)| result)))
 }
 
+/// Whether a process of this group is neither stopped nor at its end.
+fn group_runs(group: Pid) -> bool {
+    let stats = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path().join("stat"));
+    let stats = stats.filter_map(|path| std::fs::read_to_string(path).ok());
+    stats.into_iter().any(|stat| {
+        // State, parent, group.
+        let mut rest = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let state = rest.next().unwrap_or_default();
+        let is_one = rest.nth(1) == Some(&group.as_raw_nonzero().to_string());
+        is_one && !["T", "t", "Z", "X"].contains(&state)
+    })
+}
+
 /// Kills a process of the program, if it has one of this name now: whether it had.
 fn kill_one(program: &Child, name: &str) -> bool {
     // None ends meanwhile.
     let group = Pid::from_child(program);
     let is_running = kill_process_group(group, Signal::STOP).is_ok();
+    programs::until("all of it stands still", || (!group_runs(group)).then_some(()));
     let victim = programs::processes(program, name).first().copied();
     let is_killed = victim.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
     assert!(!is_running || kill_process_group(group, Signal::CONT).is_ok());

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{eventually, falls_asleep_in_line, is_asleep, ring_memory, within};
+use common::{eventually, falls_asleep_in_line, is_asleep, is_in_line, ring_memory, rounds, within};
 use futures::poll;
 use multiprocess::{
     self as mp, Barrier, Condition, ErrorKind, Event, Fd, JoinableQueue, ListProxy, Lock, Manager, Process, Queue,
@@ -68,17 +68,31 @@ async fn death<R: serde::de::DeserializeOwned + 'static>(mut victim: Process<R>,
     assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(9), "{point}: {error}");
 }
 
-/// A child that has begun what it was told, and is asleep over it.
+/// A child that is in line, and asleep over it.
 async fn asleep<R: serde::de::DeserializeOwned + 'static>(process: Process<R>) -> Process<R> {
+    let pid = process.pid();
+    asleep_where(process, || is_in_line(pid)).await
+}
+
+/// The same of a queue, of which nobody can ask for whom it keeps in line.
+async fn asleep_at_a_queue<R: serde::de::DeserializeOwned + 'static>(process: Process<R>) -> Process<R> {
     // It also sleeps for a moment while it begins, and what it waits for then does not say that it is in line.
     tokio::time::sleep(Duration::from_millis(50)).await;
+    asleep_where(process, || true).await
+}
+
+/// A child that has begun what it was told, and is asleep over it.
+async fn asleep_where<R: serde::de::DeserializeOwned + 'static>(
+    process: Process<R>,
+    is_there: impl Fn() -> bool,
+) -> Process<R> {
     let of = |what| std::fs::read_to_string(format!("/proc/{}/{what}", process.pid())).unwrap_or_default();
     // A process that waits for its order has another name, and waits in another call. Where the kernel does not tell
     // the call, it says 0.
     let has_begun = || !of("comm").trim_end().is_empty() && process.name().starts_with(of("comm").trim_end());
     let is_in_epoll = || matches!(of("wchan"), call if call.contains("epoll") || call.is_empty() || call == "0");
     // A wake in vain may have taken it to where it is killed already.
-    let sleeps = || has_begun() && is_asleep(process.pid()) && is_in_epoll();
+    let sleeps = || has_begun() && is_there() && is_asleep(process.pid()) && is_in_epoll();
     eventually("it sleeps", || sleeps() || !process.is_alive()).await;
     process
 }
@@ -107,7 +121,7 @@ async fn killed_claimant_of_a_slot_leaves_no_waiter_asleep() {
         for _ in 0..3 {
             death(doomed!(point, get, (queue.clone(), 1)), point).await;
         }
-        let next = asleep(Process::spawn(get, (queue.clone(), 2)).unwrap()).await;
+        let next = asleep_at_a_queue(Process::spawn(get, (queue.clone(), 2)).unwrap()).await;
         queue.put(Item::new(1, 10, 0)).await.unwrap();
         eventually("it is taken", || queue.is_empty()).await;
         queue.put(Item::new(2, 10, 1)).await.unwrap();
@@ -269,7 +283,7 @@ async fn putter_killed_before_its_wake_leaves_no_getter_asleep() {
     let _alone = alone().await;
     for point in ["put.published", "put.released", "notify.marked"] {
         let queue = Queue::unbounded().unwrap();
-        let getter = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+        let getter = asleep_at_a_queue(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
         death(doomed!(point, put, (queue.clone(), 5, 10, 0)), point).await;
         assert_eq!(within(getter).await.unwrap(), [5], "{point}");
     }
@@ -281,7 +295,7 @@ async fn getter_killed_before_its_wake_leaves_no_putter_asleep() {
     for point in ["get.consumed", "get.released", "notify.marked"] {
         let queue = Queue::bounded(1).unwrap();
         queue.put(Item::new(1, 10, 0)).await.unwrap();
-        let putter = asleep(Process::spawn(put, (queue.clone(), 2, 10, 0)).unwrap()).await;
+        let putter = asleep_at_a_queue(Process::spawn(put, (queue.clone(), 2, 10, 0)).unwrap()).await;
         death(doomed!(point, get, (queue.clone(), 1)), point).await;
         within(putter).await.unwrap();
         assert_eq!(drain(&queue).await, [2], "{point}");
@@ -298,16 +312,16 @@ async fn killed_sleeper_passes_its_notification_to_the_next() {
         match point {
             "sleep.entered" => death(victim, point).await,
             "asleep" => {
-                victim = asleep(victim).await;
-                let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+                victim = asleep_at_a_queue(victim).await;
+                let other = asleep_at_a_queue(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
                 victim.kill().unwrap();
                 within(queue.put(Item::new(1, 10, 0))).await.unwrap();
                 assert_eq!(within(other).await.unwrap(), [1]);
                 continue;
             }
             _ => {
-                victim = asleep(victim).await;
-                let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+                victim = asleep_at_a_queue(victim).await;
+                let other = asleep_at_a_queue(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
                 within(queue.put(Item::new(1, 10, 0))).await.unwrap();
                 death(victim, point).await;
                 assert_eq!(within(other).await.unwrap(), [1], "{point}");
@@ -315,7 +329,7 @@ async fn killed_sleeper_passes_its_notification_to_the_next() {
             }
         }
         // Its entry has no mark: the next sleeper is notified all the same.
-        let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+        let other = asleep_at_a_queue(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
         within(queue.put(Item::new(1, 10, 0))).await.unwrap();
         assert_eq!(within(other).await.unwrap(), [1]);
     }
@@ -329,7 +343,7 @@ async fn process_killed_while_it_takes_a_dead_entry_leaves_it_usable() {
     death(doomed!("sleep.entered", get, (queue.clone(), 1)), "sleep.entered").await;
     // The next sleeper finds the dead entry first.
     death(doomed!("recover.entry", get, (queue.clone(), 1)), "recover.entry").await;
-    let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+    let other = asleep_at_a_queue(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
     within(queue.put(Item::new(1, 10, 0))).await.unwrap();
     assert_eq!(within(other).await.unwrap(), [1]);
 }
@@ -490,7 +504,12 @@ async fn permits_of_the_dead_return_once_though_their_recoverer_is_killed() {
 #[tokio::test]
 async fn killed_long_waiter_delays_newcomers_only_briefly() {
     let _alone = alone().await;
-    let semaphore = Semaphore::new(1).unwrap();
+    rounds(killed_long_waiter, |took| *took < Duration::from_secs(1)).await.unwrap();
+}
+
+/// Returns how long newcomers take for ten turns.
+async fn killed_long_waiter() -> mp::Result<Duration> {
+    let semaphore = Semaphore::new(1)?;
     let permit = semaphore.acquire().await.unwrap();
     let victim = asleep(doomed!("fairness.long_wait", take_turns, (semaphore.clone(), 1))).await;
     // The recovery of a bystander makes it look, in vain.
@@ -502,7 +521,7 @@ async fn killed_long_waiter_delays_newcomers_only_briefly() {
     for _ in 0..10 {
         drop(within(semaphore.acquire()).await.unwrap());
     }
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    Ok(start.elapsed())
 }
 
 /// `rwlock`: killed at the moves of a writer. Its death is reported if the writer had the lock and had not released it.
@@ -549,7 +568,7 @@ async fn killed_reader_is_not_reported_and_blocks_no_writer() {
 async fn killed_waiting_writer_lets_readers_go_on() {
     let _alone = alone().await;
     let write = async |lock: RwLock| drop(lock.write().await.unwrap());
-    let give_up = async |lock: RwLock| drop(lock.write_timeout(Duration::from_millis(300)).await);
+    let give_up = async |lock: RwLock| drop(lock.write_timeout(Duration::from_secs(3)).await);
     let read = async |lock: RwLock| drop(lock.read().await.unwrap());
     let lock = RwLock::new().unwrap();
     let reading = lock.read().await.unwrap();
@@ -768,7 +787,7 @@ async fn waiter_dropped_with_its_notification_passes_it_to_another_process() {
     let queue = Queue::unbounded().unwrap();
     let mut getting = Box::pin(queue.get());
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut getting).await.is_err());
-    let other = asleep(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
+    let other = asleep_at_a_queue(Process::spawn(get, (queue.clone(), 1)).unwrap()).await;
     let putter = Process::spawn(put, (queue.clone(), 1, 10, 0)).unwrap();
     within(putter).await.unwrap();
     drop(getting);
@@ -870,7 +889,7 @@ async fn killed_hand_off_waiter_of_a_lock_delays_nobody() {
 #[tokio::test]
 async fn hand_off_waiter_killed_while_it_gives_up_or_takes_delays_nobody() {
     let _alone = alone().await;
-    let give_up = async |lock: Lock| lock.acquire_timeout(Duration::from_secs(1)).await.map(drop).map_err(|e| e.kind());
+    let give_up = async |lock: Lock| lock.acquire_timeout(Duration::from_secs(5)).await.map(drop).map_err(|e| e.kind());
     for point in ["handoff.unmarked", "lock.taken"] {
         let lock = Lock::new().unwrap();
         let guard = lock.acquire().await.unwrap();
@@ -926,19 +945,23 @@ async fn asleep_again<R: serde::de::DeserializeOwned + 'static>(process: &Proces
 #[tokio::test]
 async fn dropped_hand_off_waiter_of_a_lock_frees_its_reservation() {
     let _alone = alone().await;
-    let lock = Lock::new().unwrap();
-    let guard = lock.acquire().await.unwrap();
-    let mut waiting = Box::pin(lock.acquire());
-    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
-    assert!(poll!(&mut waiting).is_pending(), "and has looked once more: it is the hand-off waiter");
-    drop(guard);
-    assert_eq!(
-        lock.try_acquire().err().map(|error| error.kind()),
-        Some(ErrorKind::WouldBlock),
-        "it is for the hand-off waiter"
-    );
-    drop(waiting);
-    drop(lock.try_acquire().unwrap());
+    let round = async || {
+        let lock = Lock::new()?;
+        let guard = lock.acquire().await.unwrap();
+        let mut waiting = Box::pin(lock.acquire());
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+        assert!(poll!(&mut waiting).is_pending(), "and has looked once more: it is the hand-off waiter");
+        let released = Instant::now();
+        drop(guard);
+        let refused = lock.try_acquire().err().map(|error| error.kind());
+        // It is kept for the hand-off waiter for some milliseconds.
+        let is_kept = refused == Some(ErrorKind::WouldBlock);
+        assert!(is_kept || refused.is_none() && released.elapsed() > Duration::from_millis(1), "{refused:?}");
+        drop(waiting);
+        drop(lock.try_acquire().unwrap());
+        Ok(is_kept)
+    };
+    rounds(round, |is_kept| *is_kept).await.unwrap();
 }
 
 async fn wait_once(condition: Condition, told: Queue<u32>) -> u32 {

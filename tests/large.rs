@@ -21,13 +21,15 @@ fn field(file: &str, key: &str) -> usize {
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_else(|| panic!("no {key} in {file}"))
 }
 
-/// Whether this machine has so many MiB of memory left.
-fn has_memory(mib: usize) -> bool {
+/// If this machine has so many MiB of memory left, they are for the caller alone of all that ask, until it drops this.
+async fn memory(mib: usize) -> Option<tokio::sync::MutexGuard<'static, ()>> {
+    static MEMORY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let memory = MEMORY.lock().await;
     let has = field("/proc/meminfo", "MemAvailable:") / 1024 >= mib;
     if !has {
         eprintln!("skipped: less than {mib} MiB of memory are available");
     }
-    has
+    has.then_some(memory)
 }
 
 fn len_of(bytes: Vec<u8>) -> usize {
@@ -36,10 +38,8 @@ fn len_of(bytes: Vec<u8>) -> usize {
 
 #[tokio::test]
 async fn an_argument_of_300_mib_reaches_the_worker_of_a_pool() -> mp::Result<()> {
+    let Some(_memory) = memory(3 << 10).await else { return Ok(()) };
     let _deadline = Deadline::after(Duration::from_secs(180));
-    if !has_memory(3 << 10) {
-        return Ok(());
-    }
     let len = 300 * MIB;
     assert_eq!(Pool::new(1)?.apply(len_of, (vec![0; len],)).await?, len);
     Ok(())
@@ -94,10 +94,8 @@ impl Since {
 /// A worker that is idle must not take over what another one only has not received yet.
 #[tokio::test]
 async fn large_argument_is_sent_to_one_worker() -> mp::Result<()> {
+    let Some(_memory) = memory(2 << 10).await else { return Ok(()) };
     let _deadline = Deadline::after(Duration::from_secs(60));
-    if !has_memory(2 << 10) {
-        return Ok(());
-    }
     let pool = Pool::new(2)?;
     assert_eq!(pool.map(|n: u8| n, 0..10).await?.len(), 10);
     assert_eq!(pool.apply(len_of, (vec![1; 2 * LARGE * MIB],)).await?, 2 * LARGE * MIB);
@@ -213,10 +211,8 @@ async fn check_peaks_of<T: Large>() -> mp::Result<()> {
 
 #[tokio::test]
 async fn large_value_takes_no_more_memory_than_documented() -> mp::Result<()> {
+    let Some(_memory) = memory(2 << 10).await else { return Ok(()) };
     let _deadline = Deadline::after(Duration::from_secs(180));
-    if !has_memory(2 << 10) {
-        return Ok(());
-    }
     check_peaks_of::<(i32, Vec<u8>)>().await?;
     check_peaks_of::<Vec<f64>>().await?;
     check_peaks_of::<Holds>().await
@@ -247,10 +243,8 @@ async fn fill_and_drain(count: usize, mib: usize) -> mp::Result<(u64, bool)> {
 /// `reclaim`: what a drained queue keeps is bounded, and goes after a time.
 #[tokio::test]
 async fn drained_queue_keeps_little_memory_and_gives_it_back() -> mp::Result<()> {
+    let Some(_memory) = memory(3 << 10).await else { return Ok(()) };
     let _deadline = Deadline::after(Duration::from_secs(300));
-    if !has_memory(3 << 10) {
-        return Ok(());
-    }
     // In a process of its own: other tests have queues too.
     for (count, mib, bound) in [(1, 8, 13), (1, 40, 50), (1, 560, 4)] {
         let (most, is_given_back) = Process::spawn(fill_and_drain, (count, mib))?.join().await??;
@@ -371,10 +365,8 @@ fn numbers_of(len: usize) -> (i32, Vec<f64>) {
 #[tokio::test]
 #[ignore = "it takes 10 GiB of memory, and prints times"]
 async fn huge_results_of_a_pool_and_of_a_process() -> mp::Result<()> {
+    let Some(_memory) = memory(12 << 10).await else { return Ok(()) };
     let _deadline = Deadline::after(Duration::from_secs(500));
-    if !has_memory(12 << 10) {
-        return Ok(());
-    }
     for len in [1 << 30, 2 << 30] {
         let pool = Pool::new(1)?;
         pool.apply(nothing, ()).await?;

@@ -125,7 +125,7 @@ fn child_called(name: &str) -> Option<u32> {
 }
 
 /// Gives names while the process that removes them is stopped, then dies of SIGKILL.
-fn gives_names_though_their_remover_is_stopped(names: Vec<String>) {
+fn gives_names_though_their_remover_is_stopped(names: Vec<String>, times: Queue<(Duration, Duration)>) {
     let _deadline = common::Deadline::start();
     let first = SharedMemory::create(&names[0], 10).unwrap();
     let kept = SharedMemory::create(&names[1], 10).unwrap();
@@ -140,9 +140,9 @@ fn gives_names_though_their_remover_is_stopped(names: Vec<String>) {
     }
     let dropping = Instant::now();
     drop(first);
-    assert!(dropping.elapsed() < Duration::from_secs(2), "a drop waited for {:?}", dropping.elapsed());
+    let dropped = dropping.elapsed();
     let _third = giving.join().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    times.blocking_put((dropped, start.elapsed())).unwrap();
     kept.persist().unwrap();
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }
@@ -151,12 +151,21 @@ fn gives_names_though_their_remover_is_stopped(names: Vec<String>) {
 async fn a_stopped_name_cleaner_blocks_no_call_and_the_names_are_removed() {
     let names = ["first", "kept", "third"].map(|what| format!("multiprocess-{}-{what}", common::alone::unique()));
     let path = |at: usize| format!("/dev/shm/{}", names[at]);
-    let child = Process::spawn(gives_names_though_their_remover_is_stopped, (names.to_vec(),)).unwrap();
-    let error = common::within(child).await.unwrap_err();
-    assert_eq!(error.kind(), mp::ErrorKind::ProcessDied, "{error}");
-    common::eventually("its name goes", || !std::fs::exists(path(2)).unwrap()).await;
-    assert!(!std::fs::exists(path(0)).unwrap() && std::fs::exists(path(1)).unwrap());
-    SharedMemory::open(&names[1]).unwrap().unlink().unwrap();
+    let round = async || {
+        let times = Queue::unbounded()?;
+        let args = (names.to_vec(), times.clone());
+        let child = Process::spawn(gives_names_though_their_remover_is_stopped, args)?;
+        let error = common::within(child).await.unwrap_err();
+        assert_eq!(error.kind(), mp::ErrorKind::ProcessDied, "{error}");
+        common::eventually("its name goes", || !std::fs::exists(path(2)).unwrap()).await;
+        assert!(!std::fs::exists(path(0)).unwrap() && std::fs::exists(path(1)).unwrap());
+        SharedMemory::open(&names[1])?.unlink()?;
+        times.try_get()
+    };
+    // The drop does not wait, and a name that is given waits for a few seconds only.
+    let is_in_time =
+        |(dropped, all): &(Duration, Duration)| *dropped < Duration::from_secs(2) && *all < Duration::from_secs(10);
+    common::rounds(round, is_in_time).await.unwrap();
 }
 
 /// How often `needle` is in the memory of another process; `None` where that may not be read.
@@ -269,16 +278,20 @@ fn a_program_started_by_the_loader_with_a_relative_path_works_or_the_error_names
 #[tokio::test]
 #[ignore = "the next test runs it, in a process of its own"]
 async fn with_a_fork_server_of_its_own() {
-    let _deadline = common::Deadline::start();
-    assert_eq!(Process::spawn(|| 1, ()).unwrap().await.unwrap(), 1);
-    let server = child_called("mp-server").unwrap();
-    common::stop(server);
-    let start = Instant::now();
-    let error = Process::spawn(|| 2, ()).map(drop).unwrap_err();
-    assert!(error.kind() == mp::ErrorKind::Spawn && error.to_string().contains("is stopped"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
-    common::go_on(server);
-    assert_eq!(Process::spawn(|| 3, ()).unwrap().await.unwrap(), 3);
+    let _deadline = common::Deadline::after(Duration::from_secs(80));
+    let round = async || {
+        assert_eq!(Process::spawn(|| 1, ())?.await?, 1);
+        let server = child_called("mp-server").unwrap();
+        common::stop(server);
+        let start = Instant::now();
+        let error = Process::spawn(|| 2, ()).map(drop).unwrap_err();
+        let took = start.elapsed();
+        assert!(error.kind() == mp::ErrorKind::Spawn && error.to_string().contains("is stopped"), "{error}");
+        common::go_on(server);
+        assert_eq!(Process::spawn(|| 3, ())?.await?, 3);
+        Ok(took)
+    };
+    common::rounds(round, |took| *took < Duration::from_secs(15)).await.unwrap();
 }
 
 #[test]

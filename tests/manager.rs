@@ -31,6 +31,11 @@ impl Tally {
         self.total
     }
 
+    fn add_when_told(&mut self, n: i64, go: Queue<()>) -> i64 {
+        go.blocking_get().unwrap();
+        self.add(n)
+    }
+
     fn total(&mut self) -> i64 {
         self.total
     }
@@ -723,9 +728,9 @@ async fn p26_killed_client_with_ten_thousand_proxies_leaves_no_object() {
 
 #[tokio::test]
 async fn killed_manager_fails_every_pending_call_at_once() {
-    within(async {
-        let manager = Manager::start().await.unwrap();
-        let tally = manager.create(Tally::new, (0,)).await.unwrap();
+    let kill = async || {
+        let manager = Manager::start().await?;
+        let tally = manager.create(Tally::new, (0,)).await?;
         let calls = (0..100).map(|_| tally.call(Tally::add_slowly, (1, Duration::from_secs(100))));
         let mut calls = calls.collect::<futures::stream::FuturesUnordered<_>>();
         assert!(calls.next().now_or_never().is_none());
@@ -739,12 +744,13 @@ async fn killed_manager_fails_every_pending_call_at_once() {
             assert_eq!(result.unwrap_err().kind(), ErrorKind::Closed);
             failed += 1;
         }
+        let took = start.elapsed();
         assert_eq!(failed, 100);
-        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
         assert_eq!(tally.call(Tally::total, ()).await.unwrap_err().kind(), ErrorKind::Closed);
-        manager.shutdown().await.unwrap();
-    })
-    .await;
+        manager.shutdown().await?;
+        Ok(took)
+    };
+    within(common::rounds(kill, |took| *took < Duration::from_millis(100))).await.unwrap();
 }
 
 #[tokio::test]
@@ -753,13 +759,13 @@ async fn slow_object_delays_no_other() {
         let manager = Manager::start().await.unwrap();
         let slow = manager.create(Tally::new, (0,)).await.unwrap();
         let quick = manager.create(Tally::new, (0,)).await.unwrap();
-        let mut blocked = Box::pin(slow.call(Tally::add_slowly, (1, Duration::from_secs(3))));
+        let go = Queue::unbounded().unwrap();
+        let mut blocked = Box::pin(slow.call(Tally::add_when_told, (1, go.clone())));
         for round in 0..200 {
             assert!((&mut blocked).now_or_never().is_none(), "round {round}");
-            let start = Instant::now();
             quick.call(Tally::add, (1,)).await.unwrap();
-            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
         }
+        go.put(()).await.unwrap();
         // Behind the slow call, and not beside it.
         assert_eq!(slow.call(Tally::add, (1,)).await.unwrap(), 2);
         assert_eq!(blocked.await.unwrap(), 1);
@@ -879,10 +885,12 @@ fn one_connection_serves_runtimes_that_come_and_go() {
     let manager = first.block_on(Manager::start()).unwrap();
     let tally = first.block_on(manager.create(Tally::new, (0,))).unwrap();
     // It falls asleep on the first runtime, which is then driven no more.
-    let mut asleep = Box::pin(tally.call(Tally::add_slowly, (1, Duration::from_millis(50))));
+    let go = Queue::unbounded().unwrap();
+    let mut asleep = Box::pin(tally.call(Tally::add_when_told, (1, go.clone())));
     first.block_on(async {
         assert!(tokio::time::timeout(Duration::from_millis(5), &mut asleep).await.is_err());
     });
+    go.blocking_put(()).unwrap();
     for n in 0..20 {
         let total = runtime().block_on(tally.call(Tally::add_slowly, (1, Duration::from_millis(1)))).unwrap();
         assert_eq!(total, n + 2);
@@ -1020,7 +1028,7 @@ async fn holdings_are_steady() -> mp::Result<()> {
     for _ in 0..10 {
         round().await?;
     }
-    common::assert_no_growth(before, common::holdings());
+    common::no_growth(before, common::holdings).await;
     Ok(())
 }
 

@@ -1886,7 +1886,7 @@ mod tasks {
 
     #[tokio::test]
     async fn a_dropped_run_cancels_an_async_function() {
-        let waits = async |dropped: mp::Event| {
+        let waits = async |begun: mp::Event, dropped: mp::Event| {
             struct Sets(mp::Event);
             impl Drop for Sets {
                 fn drop(&mut self) {
@@ -1894,11 +1894,12 @@ mod tasks {
                 }
             }
             let _sets = Sets(dropped);
+            begun.set();
             std::future::pending::<()>().await;
         };
-        let dropped = mp::Event::new().unwrap();
-        let run = tokio::spawn(Task::of(waits, (dropped.clone(),)).run());
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        let (begun, dropped) = (mp::Event::new().unwrap(), mp::Event::new().unwrap());
+        let run = tokio::spawn(Task::of(waits, (begun.clone(), dropped.clone())).run());
+        within(begun.wait()).await.unwrap();
         run.abort();
         within(dropped.wait()).await.unwrap();
     }
@@ -2072,7 +2073,7 @@ mod groups {
         let deaf = Process::builder().shield_signals(true);
         group.spawn_with(deaf, std::future::pending::<i32>, ()).unwrap();
         eventually("it listens", || ready.get() == 1).await;
-        let results = within(group.shutdown(Duration::from_millis(300))).await;
+        let results = within(group.shutdown(Duration::from_secs(3))).await;
         assert_eq!(*results[0].as_ref().unwrap(), 1);
         assert_eq!(results[1].as_ref().unwrap_err().kind(), ErrorKind::ProcessDied);
         assert!(group.is_empty());
@@ -2559,7 +2560,7 @@ mod supervision {
         let pid = child.pid().unwrap();
         // It may be stopped before its result has come.
         assert!(matches!(within(child.stop(4 * SHORT)).await.unwrap(), Some(7) | None));
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "it is reaped");
+        eventually("it is reaped", || !std::path::Path::new(&format!("/proc/{pid}")).exists()).await;
     }
 
     #[test]

@@ -251,20 +251,25 @@ async fn conn_18_a_pipe_that_nobody_reads_waits_at_about_a_mebibyte_and_its_end_
 
 #[tokio::test]
 async fn conn_25_the_end_is_seen_whatever_else_was_started() {
-    let (here, there) = mp::pipe::<u8, u8>().unwrap();
+    common::rounds(end_of_a_pipe_among_others, |took| *took < Duration::from_secs(2)).await.unwrap();
+}
+
+/// Returns after which time the other side has seen that this one was dropped.
+async fn end_of_a_pipe_among_others() -> mp::Result<Duration> {
+    let (here, there) = mp::pipe::<u8, u8>()?;
     let wait = async |mut pipe: Connection<u8, u8>| {
         let kind = pipe.recv().await.unwrap_err().kind();
         (kind, pipe)
     };
-    let waiter = Process::spawn(wait, (there,)).unwrap();
+    let waiter = Process::spawn(wait, (there,))?;
     // These are started while the ends are open; none of them may keep one.
     let idle = || Process::spawn(async || std::future::pending::<()>().await, ()).unwrap();
     let _others: Vec<_> = (0..3).map(|_| idle()).collect();
     let start = Instant::now();
     drop(here);
-    let (kind, _pipe) = within(waiter).await.unwrap();
+    let (kind, _pipe) = within(waiter).await?;
     assert_eq!(kind, ErrorKind::Closed);
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    Ok(start.elapsed())
 }
 
 #[tokio::test]
@@ -523,8 +528,11 @@ async fn one_gibibyte_goes_through() {
     let mut bytes = vec![0; 1 << 30];
     let last = bytes.len() - 1;
     (bytes[0], bytes[1 << 29], bytes[last]) = (1, 2, 3);
-    within(tx.send(bytes)).await.unwrap();
-    assert_eq!(within(child).await.unwrap(), (1 << 30, (1, 2, 3)));
+    // So much takes a while on a busy machine.
+    let limit = Duration::from_secs(60);
+    tokio::time::timeout(limit, tx.send(bytes)).await.expect("sent in time").unwrap();
+    let seen = tokio::time::timeout(limit, child).await.expect("received in time");
+    assert_eq!(seen.unwrap(), (1 << 30, (1, 2, 3)));
 }
 
 #[tokio::test]

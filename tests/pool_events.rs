@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Deadline, Random, assert_no_growth, eventually, holdings, holdings_of, in_child, ring_memory, within};
+use common::{
+    Deadline, Random, all_asleep, eventually, holdings, holdings_of, in_child, no_growth, ring_memory, within,
+};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::{self as mp, Error, ErrorKind, Event, Events, Pool, Process, Queue, Retry, Value};
 use std::pin::pin;
@@ -45,16 +47,22 @@ async fn all<E: serde::Serialize + serde::de::DeserializeOwned + Send + 'static>
     events.try_collect().await.unwrap()
 }
 
-/// Waits until a count has stood still for a while.
-async fn stands_still(count: &Value<u64>) -> u64 {
-    let mut seen = 0;
+/// Waits until a count stands still while those that might raise it sleep.
+async fn stands_still(count: &Value<u64>, sleeps: impl Fn() -> bool) -> u64 {
+    let (mut seen, mut looks) = (0, 0);
     eventually("it stands still", || {
-        std::thread::sleep(SHORT);
+        std::thread::sleep(SHORT / 3);
         let before = std::mem::replace(&mut seen, count.get());
-        before == seen && seen > 0
+        looks = if before == seen && seen > 0 && sleeps() { looks + 1 } else { 0 };
+        looks == 3
     })
     .await;
     seen
+}
+
+/// Whether all workers that are at work sleep.
+fn busy_sleep(pool: &Pool) -> bool {
+    pool.stats().workers.iter().filter(|worker| worker.is_busy).all(|worker| all_asleep(worker.pid))
 }
 
 #[tokio::test]
@@ -143,7 +151,7 @@ async fn a_slow_listener_slows_its_own_task_only() {
     let mut events = slow.events::<Vec<u8>>();
     let mut slow = pin!(slow);
     assert!(futures::poll!(&mut slow).is_pending());
-    let most = stands_still(&sent).await;
+    let most = stands_still(&sent, || busy_sleep(&pool)).await;
     assert!((100..=1100).contains(&most), "{most} events wait");
     // The other worker serves, with events and without.
     within(pool.map(|n: u64| n, 0..1000)).await.unwrap();
@@ -164,7 +172,7 @@ async fn a_slow_listener_slows_its_own_task_only() {
         let _events = call.events::<Vec<u8>>();
         let mut call = pin!(call);
         assert!(futures::poll!(&mut call).is_pending());
-        let most = stands_still(&sent).await;
+        let most = stands_still(&sent, || busy_sleep(&pool)).await;
         assert!(most <= bound, "{most} events of {len} bytes");
     }
 }
@@ -239,7 +247,7 @@ async fn events_for_which_nobody_listens_are_discarded() {
     let events = call.events::<u64>();
     let mut call = pin!(call);
     assert!(futures::poll!(&mut call).is_pending());
-    assert!(stands_still(&sent).await < 2000);
+    assert!(stands_still(&sent, || busy_sleep(&pool)).await < 2000);
     drop(events);
     eventually("all are sent", || sent.get() == 2000).await;
     go_on.set();
@@ -450,7 +458,7 @@ async fn a_cancelled_call_ends_a_task_that_waits_for_room() {
         {
             let mut call = pin!(call);
             assert!(futures::poll!(&mut call).is_pending());
-            stands_still(&sent).await;
+            stands_still(&sent, || busy_sleep(&pool)).await;
         }
         // Its worker serves at once, as the task did not wait for its grace.
         within(pool.apply(|| (), ())).await.unwrap();
@@ -488,10 +496,10 @@ async fn a_task_that_waits_for_room_ends_with_its_caller() {
     let (pids, sent) = (Queue::unbounded().unwrap(), Value::new(0_u64).unwrap());
     let mut caller = Process::spawn(caller, (pids.clone(), sent.clone())).unwrap();
     let worker = within(pids.get()).await.unwrap();
-    stands_still(&sent).await;
+    stands_still(&sent, || all_asleep(worker)).await;
     caller.kill().unwrap();
     let _ = within(caller.join()).await;
-    eventually("the worker is gone", || !std::path::Path::new(&format!("/proc/{worker}")).exists()).await;
+    eventually("the worker is gone", || common::pool::is_gone(worker)).await;
 }
 
 #[tokio::test]
@@ -522,7 +530,7 @@ async fn a_pool_within_this_process_has_events_and_a_current_task() {
     {
         let mut call = pin!(call);
         assert!(futures::poll!(&mut call).is_pending());
-        stands_still(&sent).await;
+        stands_still(&sent, || true).await;
     }
     drop(events);
     let waits = async || task().cancellation().cancelled().await;
@@ -582,9 +590,9 @@ async fn ten_thousand_dropped_polls_and_streams_leave_nothing_behind() {
             run(&mut random).await;
         }
         idle().await;
-        assert_no_growth(before.0, holdings());
-        assert_no_growth(before.1, holdings_of(workers[0]));
-        assert_no_growth(before.2, holdings_of(workers[1]));
+        no_growth(before.0, holdings).await;
+        no_growth(before.1, || holdings_of(workers[0])).await;
+        no_growth(before.2, || holdings_of(workers[1])).await;
         assert_eq!(pool.stats().totals.restarted, 0);
     };
     in_child(drops, ()).await;

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 mod common;
-use common::pool::{Gate, MS, die, is_gone, kill, nap, pid, say_and_stay, say_and_wait, square, stuck};
+use common::pool::{Gate, MS, all_serve, die, is_gone, kill, nap, pid, say_and_stay, say_and_wait, square, stuck};
 use common::{
-    Deadline, Random, chaos, eventually, falls_asleep, go_on, holdings, in_child, is_asleep, resident, stop, within,
+    Deadline, Random, chaos, eventually, falls_asleep, go_on, holdings, in_child, is_asleep, resident, rounds, stop,
+    within,
 };
 
 multiprocess::test_support!();
@@ -143,6 +144,11 @@ async fn quick_items_are_reported_while_a_slow_item_runs() -> mp::Result<()> {
 #[tokio::test]
 async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_one_costs_nothing() -> mp::Result<()> {
     let _deadline = Deadline::start();
+    rounds(killed_at_work_and_idle, |took| *took < 100 * MS).await
+}
+
+/// Returns after which time the call of a killed worker has failed.
+async fn killed_at_work_and_idle() -> mp::Result<Duration> {
     let pool = Pool::new(2)?;
     let pids = Queue::unbounded()?;
     let busy = pool.apply_async(say_and_stay, (pids.clone(),));
@@ -150,7 +156,7 @@ async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_
     let start = Instant::now();
     kill(victim, rustix::process::Signal::KILL);
     let error = busy.await.unwrap_err();
-    assert!(start.elapsed() < 100 * MS, "{:?}", start.elapsed());
+    let took = start.elapsed();
     // Rule 5: the error names the worker, the item, the signal and the age.
     let text = error.to_string();
     for part in ["PoolWorker-", &format!("pid {victim}"), "say_and_stay", "SIGKILL", "old"] {
@@ -163,7 +169,7 @@ async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_
         assert_eq!(pool.apply(square, (n,)).await?, n * n);
     }
     eventually("the pool is back to size", || pool.workers() == 2).await;
-    Ok(())
+    Ok(took)
 }
 
 /// `lane`: stopped between an item's start and the note of it. The time of the item before is not counted, and yet there
@@ -173,16 +179,18 @@ async fn pool_34_rule_5_a_busy_worker_killed_fails_its_item_at_once_and_an_idle_
 async fn rule_3_an_item_whose_start_is_not_noted_has_its_full_time_and_no_more() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::builder().workers(1).env("MULTIPROCESS_STOP_AT", "lane.started:2").build()?;
-    let mut results = pool.imap(nap, [60, 1]).chunksize(2).timeout(100 * MS);
-    assert_eq!(within(results.next()).await.expect("a result each")?, 60);
+    let mut results = pool.imap(nap, [600, 1]).chunksize(2).timeout(1000 * MS);
+    assert_eq!(within(results.next()).await.expect("a result each")?, 600);
     let start = Instant::now();
     assert_eq!(within(results.next()).await.expect("a result each").unwrap_err().kind(), ErrorKind::Timeout);
-    assert!(start.elapsed() >= 90 * MS, "{:?}", start.elapsed());
+    assert!(start.elapsed() >= 900 * MS, "{:?}", start.elapsed());
     Ok(())
 }
 
 /// Who idles, in the order in which a pool looks for one.
 async fn idle_workers(pool: &Pool, count: usize) -> Vec<u32> {
+    // One that still comes up may sleep, too.
+    all_serve(pool, count).await;
     let mut pids = Vec::new();
     eventually("all have worked", || {
         let workers = pool.stats().workers;
@@ -353,13 +361,17 @@ async fn item_that_ends_after_deadline_and_grace_times_out_even_if_the_pool_look
         }
         std::thread::sleep(20 * MS);
     };
-    for (retries, len) in [(0, 1), (1, 1), (0, 128 << 10), (1, 128 << 10)] {
+    // What an attempt that was killed in time would have said, it says no more.
+    let forget = || while ended.try_get().is_ok() {};
+    // One of many attempts has enough of the CPUs.
+    for (retries, len) in [(0, 1), (20, 1), (0, 128 << 10), (20, 128 << 10)] {
+        forget();
         let call = pool.apply(slow_at_first, (ended.clone(), len)).timeout(30 * MS).grace(10 * MS).retries(retries);
         let mut call = std::pin::pin!(call);
         falls_asleep(call.as_mut()).await;
         hold_up();
         match (within(call).await, retries) {
-            (Ok(bytes), 1) => assert_eq!(bytes, vec![7; len]),
+            (Ok(bytes), 20) => assert_eq!(bytes, vec![7; len]),
             (Err(error), 0) => assert_eq!(error.kind(), ErrorKind::Timeout, "{error}"),
             (other, _) => panic!("{:?} with {retries} retries", other.map(|bytes| bytes.len())),
         }
@@ -373,6 +385,7 @@ async fn item_that_ends_after_deadline_and_grace_times_out_even_if_the_pool_look
         n
     };
     for late in 0..3 {
+        forget();
         let teller = ended.clone();
         let items = (0..3).map(move |n| (n, (n == late).then(|| teller.clone())));
         let results = pool.starmap(nap_and_tell, items).timeout(30 * MS).grace(10 * MS);
@@ -435,7 +448,7 @@ async fn a_token_takes_one_thread_and_only_while_its_item_is_at_work() -> mp::Re
         }
         token.is_cancelled()
     };
-    let both = pool.map(asked, 0..2).chunksize(2).timeout(30 * MS).grace(Duration::from_secs(10));
+    let both = pool.map(asked, 0..2).chunksize(2).timeout(500 * MS).grace(Duration::from_secs(10));
     assert_eq!(within(both).await?, [false, true]);
     Ok(())
 }
@@ -443,6 +456,11 @@ async fn a_token_takes_one_thread_and_only_while_its_item_is_at_work() -> mp::Re
 #[tokio::test]
 async fn cancelled_item_never_starts_and_frees_its_slot() -> mp::Result<()> {
     let _deadline = Deadline::start();
+    rounds(cancelled_and_followed, |took| *took < 150 * MS).await
+}
+
+/// Returns after which time the slot of a cancelled item has served another.
+async fn cancelled_and_followed() -> mp::Result<Duration> {
     let pool = Pool::new(1)?;
     let begun = Queue::unbounded()?;
     let count = |begun: Queue<u32>, ms: u64| {
@@ -456,13 +474,13 @@ async fn cancelled_item_never_starts_and_frees_its_slot() -> mp::Result<()> {
     let start = Instant::now();
     running.cancel();
     assert_eq!(pool.apply(square, (3,)).await?, 9);
-    assert!(start.elapsed() < 150 * MS, "{:?}", start.elapsed());
+    let took = start.elapsed();
     for result in waiting {
         assert_eq!(result.await.unwrap_err().kind(), ErrorKind::Cancelled);
     }
     assert_eq!(running.await.unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!(begun.len(), 0, "something began that was cancelled");
-    Ok(())
+    Ok(took)
 }
 
 /// `lane`: orders that were taken back stay with a worker until it comes to them, and then nothing comes of them. That
@@ -523,7 +541,8 @@ async fn unreadable_argument_fails_its_own_item_each_time() -> mp::Result<()> {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Io);
     }
     // The time of the one before is not its time.
-    assert_eq!(pool.apply(pid, ()).timeout(10 * MS).grace(5 * MS).retries(100).await?, worker);
+    std::thread::sleep(600 * MS);
+    assert_eq!(pool.apply(pid, ()).timeout(500 * MS).grace(5 * MS).retries(100).await?, worker);
     std::thread::sleep(30 * MS);
     let error = within(pool.apply(|_: mp::Fd<std::fs::File>| (), (file(0),)).retries(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
@@ -534,29 +553,33 @@ async fn unreadable_argument_fails_its_own_item_each_time() -> mp::Result<()> {
 #[tokio::test]
 async fn many_calls_that_wait_cost_no_more_than_few() -> mp::Result<()> {
     let _deadline = Deadline::start();
-    let pool = Pool::builder().workers(0..=1).build()?;
-    drop(within(pool.checkout()).await?);
-    let begun = Queue::unbounded()?;
-    let _running = pool.apply_async(say_and_stay, (begun.clone(),));
-    begun.get().await?;
-    let start = Instant::now();
-    let _calls: Vec<_> = (0..20_000).map(|n| pool.apply_async(square, (n,))).collect();
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    pool.terminate();
-    Ok(())
+    let submits = async |count: i64| -> mp::Result<Duration> {
+        let pool = Pool::builder().workers(0..=1).build()?;
+        drop(within(pool.checkout()).await?);
+        let begun = Queue::unbounded()?;
+        let _running = pool.apply_async(say_and_stay, (begun.clone(),));
+        begun.get().await?;
+        let start = Instant::now();
+        let _calls: Vec<_> = (0..count).map(|n| pool.apply_async(square, (n,))).collect();
+        let took = start.elapsed();
+        pool.terminate();
+        Ok(took)
+    };
+    let round = async || Ok((submits(2000).await?, submits(20_000).await?));
+    rounds(round, |(few, many)| *many < Duration::from_secs(5) || *many < 30 * *few).await
 }
 
 /// An item that is tried again has started; it is not said to have waited for too long.
 #[tokio::test]
 async fn a_retry_that_waits_for_a_worker_is_not_late() -> mp::Result<()> {
     let _deadline = Deadline::start();
-    let pool = Pool::builder().workers(1).initializer(nap, (150,)).build()?;
+    let pool = Pool::builder().workers(1).initializer(nap, (3000,)).build()?;
     pool.apply(square, (1,)).await?;
     let dies_once = || match mp::current_task().expect("inside a worker").attempt() {
         0 => std::process::abort(),
         attempt => attempt,
     };
-    assert_eq!(within(pool.apply(dies_once, ()).retries(1).queue_timeout(100 * MS)).await?, 1);
+    assert_eq!(within(pool.apply(dies_once, ()).retries(1).queue_timeout(2000 * MS)).await?, 1);
     Ok(())
 }
 
@@ -672,7 +695,18 @@ async fn an_elastic_pool_grows_with_its_work_and_shrinks_when_idle() -> mp::Resu
     let _deadline = Deadline::start();
     let pool = Pool::builder().workers(0..=4).idle_timeout(50 * MS).build()?;
     eventually("nobody is there without work", || pool.workers() == 0).await;
-    let pids: HashSet<_> = pool.map(|_: u32| (nap(50), pid()).1, 0..8).chunksize(1).await?.into_iter().collect();
+    // Those that have begun wait until three have.
+    let begun = mp::Value::new(0_u32)?;
+    let three = |begun: mp::Value<u32>| {
+        begun.fetch_add(1);
+        let start = Instant::now();
+        while begun.get() < 3 && start.elapsed() < Duration::from_secs(15) {
+            std::thread::sleep(MS);
+        }
+        pid()
+    };
+    let items = (0..8).map(move |_| (begun.clone(),));
+    let pids: HashSet<_> = pool.starmap(three, items).chunksize(1).await?.into_iter().collect();
     assert!(pids.len() > 2, "{pids:?}");
     eventually("all went home", || pool.workers() == 0).await;
     assert_eq!(pool.apply(square, (3,)).await?, 9);
@@ -903,9 +937,14 @@ async fn rule_9_a_million_items_of_an_endless_source_take_flat_memory() -> mp::R
             };
             take(1_000).await?;
             let (before, mut most) = (resident(), 0);
-            for _ in 0..9 {
-                take(111_000).await?;
+            let start = Instant::now();
+            for n in 1..=45 {
+                take(22_200).await?;
                 most = most.max(resident());
+                // On a busy machine, where a million take too long, some of them must do.
+                if n >= 9 && start.elapsed() > Duration::from_secs(50) {
+                    break;
+                }
             }
             Ok(most.saturating_sub(before))
         },
@@ -1037,19 +1076,18 @@ async fn caller_that_is_not_polled_delays_no_other_caller() -> mp::Result<()> {
 }
 
 /// Kills the worker that answered last, again and again at random, until it is stopped; returns the number of kills.
-async fn kill_at_random(last: Arc<AtomicU32>, stop: CancellationToken) -> u32 {
-    let (mut random, mut kills, mut killed) = (Random::new(7), 0, None);
+async fn kill_at_random(last: Arc<AtomicU32>, kills: Arc<AtomicU32>, stop: CancellationToken) {
+    let (mut random, mut killed) = (Random::new(7), None);
     while !stop.is_cancelled() {
         tokio::time::sleep(Duration::from_micros(500 + random.below(8000))).await;
         let victim = last.swap(0, Relaxed);
         if victim != 0 {
             kill(victim, rustix::process::Signal::KILL);
-            kills += 1;
+            kills.fetch_add(1, Relaxed);
             killed = Some(victim);
         }
     }
     eventually("the last one is gone", || killed.is_none_or(is_gone)).await;
-    kills
 }
 
 /// Runs for up to 300 us, by its number, and every hundredth longer than anybody has time if it may hang.
@@ -1068,17 +1106,22 @@ fn erratic(n: u64, may_hang: bool) -> (u64, u32) {
 /// process of its own, where nobody else takes descriptors or memory.
 async fn chaos_of(round: impl AsyncFn(&Pool, &mut Random, &AtomicU32)) -> mp::Result<()> {
     let pool = Pool::new(3)?;
-    let (mut random, mut rounds, mut kills, mut before) = (Random::new(3), 0, 0, None);
-    for while_ in [chaos() / 4, chaos() / 4 * 3] {
+    let (mut random, mut rounds, mut before) = (Random::new(3), 0, None);
+    // On a busy machine a round, and so the time between kills, takes longer: then there are more rounds.
+    let (kills, enough) = (Arc::new(AtomicU32::new(0)), chaos().as_millis() / 300);
+    let has_enough = || u128::from(kills.load(Relaxed)) > enough;
+    for (while_, least) in [(chaos() / 4, false), (chaos() / 4 * 3, true)] {
         let (last, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
-        let killer = tokio::spawn(kill_at_random(last.clone(), stop.clone()));
+        let killer = tokio::spawn(kill_at_random(last.clone(), kills.clone(), stop.clone()));
         let start = Instant::now();
-        while start.elapsed() < while_ {
+        let is_over =
+            || start.elapsed() >= while_ && (!least || has_enough() || start.elapsed() > while_ + 25_000 * MS);
+        while !is_over() {
             round(&pool, &mut random, &last).await;
             rounds += 1;
         }
         stop.cancel();
-        kills += killer.await.expect("no panic");
+        killer.await.expect("no panic");
         assert_eq!(within(pool.map(square, 0..100)).await?, (0..100).map(square).collect::<Vec<_>>());
         // A worker that the pool is about to reap is gone, one that it has killed is busy until then.
         let is_well = |worker: &mp::WorkerStats| !worker.is_busy && !is_gone(worker.pid);
@@ -1092,9 +1135,8 @@ async fn chaos_of(round: impl AsyncFn(&Pool, &mut Random, &AtomicU32)) -> mp::Re
         eventually("no descriptor is left", || holdings().descriptors == held.descriptors).await;
         assert!(resident() < had + (16 << 20), "{} KiB, then {} KiB", had >> 10, resident() >> 10);
     }
-    eprintln!("{rounds} rounds, {kills} kills");
-    // On a busy machine a round, and so the time between kills, takes longer.
-    assert!(u128::from(kills) > chaos().as_millis() / 300, "{kills} kills");
+    eprintln!("{rounds} rounds, {kills:?} kills");
+    assert!(has_enough(), "{kills:?} kills");
     Ok(())
 }
 
@@ -1194,7 +1236,7 @@ async fn rule_6_hanging_initializer_is_killed_and_reported_as_late() -> mp::Resu
         }
     };
     let builder = Pool::builder().workers(1).initializer(hangs, (starts.clone(),));
-    let pool = builder.initializer_timeout(200 * MS).build()?;
+    let pool = builder.initializer_timeout(Duration::from_secs(2)).build()?;
     assert_eq!(within(pool.apply(square, (3,))).await?, 9, "it waits for one that comes up");
     assert_eq!(starts.len(), 3);
     let (first, second) = (starts.get().await?, starts.get().await?);
@@ -1222,11 +1264,11 @@ async fn rule_6_a_finalizer_that_hangs_is_killed_and_strands_nothing() -> mp::Re
     within(pool.join()).await?;
     assert_eq!(pool.stats().late, 5);
     // A task that is still at work is no end that is late.
-    let pool = Pool::builder().workers(1).exit_timeout(20 * MS).build()?;
-    let slow = pool.apply_async(nap, (200,));
+    let pool = Pool::builder().workers(1).exit_timeout(Duration::from_secs(1)).build()?;
+    let slow = pool.apply_async(nap, (3000,));
     pool.close();
     within(pool.join()).await?;
-    assert_eq!((slow.await?, pool.stats().late), (200, 0));
+    assert_eq!((slow.await?, pool.stats().late), (3000, 0));
     // A worker that is not yet up when all is over is given the same time.
     let pool = Pool::builder().workers(1).initializer(stuck, ()).exit_timeout(20 * MS).build()?;
     eventually("it is there", || !pool.stats().workers.is_empty()).await;

@@ -10,7 +10,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 mod common;
-use common::pool::{Gate, MS, die, is_gone, pid, say_and_stay, say_and_wait, square, stuck};
+use common::pool::{Gate, MS, all_serve, die, is_gone, pid, say_and_stay, say_and_wait, square, stuck};
 use common::{Deadline, eventually, go_on, stop, within};
 
 multiprocess::test_support!();
@@ -83,13 +83,22 @@ async fn stats_show_busy_workers_and_their_tasks() -> mp::Result<()> {
 async fn an_item_that_was_taken_back_for_an_idle_worker_has_waited_once() -> mp::Result<()> {
     let _deadline = Deadline::start();
     let pool = Pool::new(2)?;
-    let slow = |n: u64| {
-        std::thread::sleep(if n == 0 { 100 * MS } else { Duration::ZERO });
+    all_serve(&pool, 2).await;
+    // All in one chunk, of which the first item ends when another one has run.
+    let gate = Gate::new("taken-back");
+    let slow = |(n, gate): (u64, Gate)| {
+        if n == 0 {
+            gate.pass();
+        } else {
+            gate.open();
+        }
         pid()
     };
-    let pids = within(pool.map(slow, 0..100).chunksize(100)).await?;
+    let held = gate.clone();
+    let pids = within(pool.map(slow, (0..100).map(move |n| (n, held.clone()))).chunksize(100)).await?;
     assert!(pids.iter().any(|pid| *pid != pids[0]), "the other worker took what had not begun");
-    assert_eq!((pool.stats().waits.count(), pool.stats().runs.count()), (100, 100));
+    assert_eq!((pool.stats().waits.count(), pool.stats().runs.count()), (102, 102));
+    gate.remove();
     Ok(())
 }
 

@@ -114,14 +114,17 @@ async fn parent_that_cannot_be_watched_for_want_of_descriptors_is_an_error_and_n
 
 #[tokio::test]
 async fn proc_06_a_grandchild_sees_its_parent_alive_and_ends_with_it() {
-    let (mut read, write) = std::io::pipe().unwrap();
-    let child = Process::spawn(spawn_grandchild, (Fd::new(write),)).unwrap();
-    let mut alive = [0; 5];
-    read.read_exact(&mut alive).unwrap();
-    child.terminate().unwrap();
-    let start = Instant::now();
-    assert_eq!(read.read(&mut alive).unwrap(), 0); // The grandchild had the last writer.
-    assert!(start.elapsed() < Duration::from_secs(1));
+    let end = async || {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let child = Process::spawn(spawn_grandchild, (Fd::new(write),))?;
+        let mut alive = [0; 5];
+        read.read_exact(&mut alive).unwrap();
+        child.terminate()?;
+        let start = Instant::now();
+        assert_eq!(read.read(&mut alive).unwrap(), 0); // The grandchild had the last writer.
+        Ok(start.elapsed())
+    };
+    common::rounds(end, |took| *took < Duration::from_secs(1)).await.unwrap();
 }
 
 #[tokio::test]

@@ -4,9 +4,12 @@
 
 #[path = "common/alone.rs"]
 mod alone;
+#[path = "common/rounds.rs"]
+mod rounds;
 
 use alone::{Scenario, block_on, children_of, kill, processes, runs, scenarios, server, until};
 use multiprocess::{self as mp, ErrorKind, Fd, Process, StartMethod, Stdio};
+use rounds::{blocking_rounds, rounds};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -411,10 +414,12 @@ fn proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed() {
         })
     };
     let notes = |mut write: Fd<std::io::PipeWriter>, n: u32| write.write_all(&n.to_le_bytes()).unwrap();
-    let started = block_on(async {
-        let (mut started, mut round) = (0u32, 0);
-        // A first start that took long makes kills rare: then there are more rounds.
-        while round < 40 || (KILLED.load(SeqCst) <= 10 && round < 2000) {
+    let ran = block_on(async {
+        let (mut started, mut round, mut ran) = (0u32, 0, BTreeSet::new());
+        // A first start that took long makes kills rare, and one that takes long now makes them too many: then there are more
+        // rounds.
+        let is_enough = |ran: usize| KILLED.load(SeqCst) > 10 && ran > 200;
+        while round < 40 || (!is_enough(ran.len()) && start.elapsed() < Duration::from_secs(60)) {
             round += 1;
             let mut children = Vec::new();
             for _ in 0..10 {
@@ -426,11 +431,12 @@ fn proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed() {
                 }
                 started += 1;
             }
-            for (_, child) in children {
+            for (number, child) in children {
                 tokio::time::timeout(Duration::from_secs(10), child).await.expect("no hang").expect("it ran");
+                ran.insert(number);
             }
         }
-        started
+        ran
     });
     stop.store(1, SeqCst);
     killer.join().unwrap();
@@ -445,7 +451,8 @@ fn proc_30_a_function_runs_exactly_once_whenever_the_server_is_killed() {
         assert!(seen.insert(number), "{number} ran twice");
     }
     assert!(killed > 10, "{killed} kills");
-    assert!(seen.len() as u32 > started / 2, "{} of {started}", seen.len());
+    assert!(ran.len() > 200, "{} ran", ran.len());
+    assert!(seen.is_superset(&ran), "{:?} did not run", ran.difference(&seen));
     assert!(mp::active_children().is_empty());
 }
 
@@ -472,7 +479,7 @@ fn p16_a_killed_parent_takes_its_whole_tree() {
         });
         return;
     }
-    for victim in ["root", "by SIGTERM"] {
+    let kill_with = |signal| {
         let mut root = Command::new(std::env::current_exe().unwrap());
         let root = root.env("INNER", "1").stdout(std::process::Stdio::piped());
         let mut root = root.spawn().unwrap();
@@ -486,12 +493,14 @@ fn p16_a_killed_parent_takes_its_whole_tree() {
         pids.extend(children_of(root.id()).into_iter().map(|(pid, _)| pid));
         assert_eq!(pids.len(), 4);
         let start = Instant::now();
-        let signal = if victim == "root" { rustix::process::Signal::KILL } else { rustix::process::Signal::TERM };
         kill(root.id(), signal);
         root.wait().unwrap();
         assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
         until("the tree is gone", || !pids.iter().any(|pid| runs(*pid)));
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        start.elapsed()
+    };
+    for signal in [rustix::process::Signal::KILL, rustix::process::Signal::TERM] {
+        blocking_rounds(|| kill_with(signal), |took| *took < Duration::from_secs(1));
     }
 }
 
@@ -535,12 +544,12 @@ fn shm_16_a_killed_program_leaves_no_name() {
         BufReader::new(root.stdout.as_mut().unwrap()).read_line(&mut cleaner).unwrap();
         (root, cleaner.trim().parse::<u32>().unwrap())
     };
-    for how in ["both", "alone", "server", "cleaner", "group", "exit"] {
+    let kill_it = |how: &str| {
         let (mut root, cleaner) = begin(how);
         let id = root.id();
         let there = |what| std::fs::exists(format!("/dev/shm/{}", named(id, what))).unwrap();
         assert!(there("first") && there("second") && there("third"), "{how}");
-        let start = Instant::now();
+        let mut start = Instant::now();
         match how {
             "group" => {
                 let group = rustix::process::Pid::from_raw(root.id() as i32).unwrap();
@@ -556,6 +565,7 @@ fn shm_16_a_killed_program_leaves_no_name() {
                 root.wait().unwrap();
                 assert!(there("first") && there("second"), "nobody is left that could take them away");
                 let (mut next, _) = begin("alone");
+                start = Instant::now();
                 kill(next.id(), rustix::process::Signal::KILL);
                 next.wait().unwrap();
                 mp::SharedMemory::open(&named(next.id(), "third")).unwrap().unlink().unwrap();
@@ -563,16 +573,22 @@ fn shm_16_a_killed_program_leaves_no_name() {
             _ => kill(root.id(), rustix::process::Signal::KILL),
         }
         until("the names are gone", || !there("first") && !there("second"));
-        assert!(start.elapsed() < Duration::from_secs(1), "{how}: {:?}", start.elapsed());
+        let took = start.elapsed();
         assert!(there("third"), "{how}: what shall persist does");
         mp::SharedMemory::open(&named(root.id(), "third")).unwrap().unlink().unwrap();
         until("no process is left", || !runs(cleaner));
         root.wait().unwrap();
+        took
+    };
+    for how in ["both", "alone", "server", "cleaner", "group", "exit"] {
+        blocking_rounds(|| kill_it(how), |took| *took < Duration::from_secs(1));
     }
 }
 
 fn p7_start_from_a_busy_runtime() {
     let starts = if std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some() { 1000 } else { 10_000 };
+    // On a busy machine a fifth of them must do.
+    let (begun, enough) = (Instant::now(), Duration::from_secs(40));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     runtime.block_on(async {
         let stop = std::sync::Arc::new(AtomicU64::new(0));
@@ -589,6 +605,9 @@ fn p7_start_from_a_busy_runtime() {
             let children = (first..first + 100).map(|n| Process::spawn(add, (n, 1)).unwrap());
             let sums = futures::future::try_join_all(children).await.unwrap();
             assert!(sums.into_iter().eq(first + 1..=first + 100));
+            if first + 100 >= starts / 5 && begun.elapsed() > enough {
+                break;
+            }
         }
         stop.store(1, SeqCst);
     });
@@ -799,7 +818,7 @@ fn proc_21_handles_and_children_leave_no_descriptor() {
         let theirs = count(server());
         round().await;
         round().await;
-        assert_eq!((open_descriptors(), count(server())), (ours, theirs));
+        until("as many are open as before", || (open_descriptors(), count(server())) == (ours, theirs));
     });
 }
 
@@ -938,7 +957,7 @@ fn a_spare_child_reports_why_it_cannot_take_its_order() {
 }
 
 fn spare_children_end_with_their_starter() {
-    block_on(async {
+    let end = async || {
         let spawns = async |mut waits: mp::Sender<()>| {
             for _ in 0..4 {
                 Process::spawn(add, (1, 2)).unwrap().await.unwrap();
@@ -956,9 +975,10 @@ fn spare_children_end_with_their_starter() {
         starter.kill().unwrap();
         assert!(!starter.wait().await.unwrap().success());
         until("its spares have ended", || !theirs.iter().any(|spare| runs(*spare)));
-        // Those that nobody wants end after 5 s.
-        assert!(theirs.is_empty() || start.elapsed() < Duration::from_secs(3));
-    });
+        if theirs.is_empty() { Duration::ZERO } else { start.elapsed() }
+    };
+    // Those that nobody wants end after 5 s.
+    block_on(rounds(async || Ok(end().await), |took| *took < Duration::from_secs(3))).unwrap();
 }
 
 fn spare_children_come_back_after_a_shortage() {
@@ -996,6 +1016,18 @@ fn a_ticker_goes_on_during_a_thousand_spawns() {
             }
         });
         static TICKS: AtomicU64 = AtomicU64::new(0);
+        // A thread that has nothing to do with all of this: what delays it comes from others that have the CPUs.
+        static IS_OVER: AtomicU64 = AtomicU64::new(0);
+        let control = std::thread::spawn(|| {
+            let (mut ticks, mut slow, mut last) = (0u32, 0u32, Instant::now());
+            while IS_OVER.load(SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+                ticks += 1;
+                slow += (last.elapsed() > Duration::from_millis(50)) as u32;
+                last = Instant::now();
+            }
+            (ticks, slow)
+        });
         let start = Instant::now();
         for n in 0..1000 {
             assert_eq!(Process::spawn(add, (n, 1)).unwrap().await.unwrap(), n + 1);
@@ -1003,9 +1035,13 @@ fn a_ticker_goes_on_during_a_thousand_spawns() {
         let (elapsed, seen) = (start.elapsed(), TICKS.load(SeqCst));
         let (ticks, slow) = (seen >> 32, seen & 0xffff_ffff);
         ticker.abort();
+        IS_OVER.store(1, SeqCst);
+        let (others, slow_others) = control.join().unwrap();
+        println!("{ticks} ticks, {slow} slow, beside {others} and {slow_others} of a thread, in {elapsed:?}");
         // One tick in 5 ms on average, or one for every second spawn where a busy machine makes a spawn take longer.
-        assert!(u128::from(ticks) > (elapsed.as_millis() / 5).min(500), "{ticks} ticks in {elapsed:?}");
-        assert!(slow < 10, "{slow} slow ticks");
+        let least = (elapsed.as_millis() / 5).min(500).min(u128::from(others) / 4);
+        assert!(u128::from(ticks) > least, "{ticks} ticks in {elapsed:?}");
+        assert!(slow < 10 + u64::from(slow_others), "{slow} slow ticks");
     });
 }
 
@@ -1039,11 +1075,13 @@ fn rule_10_an_idle_pool_does_not_wake_up() {
             pids.iter().map(|pid| switches(*pid)).sum::<u64>() <= before + 2
         });
         let all = || pids.iter().map(|pid| switches(*pid)).sum::<u64>();
-        let before = all();
-        // One sleep of ours is one wake-up of this process, and one or two switches.
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        let switches = all() - before;
-        assert!(switches <= 8, "{switches} context switches while nothing happened");
+        let round = async || {
+            let before = all();
+            // One sleep of ours is one wake-up of this process, and one or two switches.
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            Ok(all() - before)
+        };
+        rounds(round, |switches| *switches <= 8).await.unwrap();
     });
 }
 

@@ -67,7 +67,8 @@ async fn put_all(address: String) -> mp::Result<()> {
 #[tokio::test]
 async fn rmgr_01_values_of_a_connected_process_arrive_unchanged() {
     let path = std::env::temp_dir().join(format!("manager-{}", common::alone::unique()));
-    for address in ["127.0.0.1:0", "[::1]:0", path.to_str().unwrap(), "\0multiprocess-manager-test"] {
+    let name = format!("\0multiprocess-manager-{}", common::alone::unique());
+    for address in ["127.0.0.1:0", "[::1]:0", path.to_str().unwrap(), &name] {
         within(async {
             let (manager, address) = start_at(address).await;
             let list = manager.list::<Mixed>().await.unwrap();
@@ -111,23 +112,33 @@ async fn rmgr_03_a_new_manager_on_the_address_of_one_just_closed() {
     let path = std::env::temp_dir().join(format!("manager-again-{}", common::alone::unique()));
     within(async {
         for first in ["127.0.0.1:0", path.to_str().unwrap()] {
-            let (manager, address) = start_at(first).await;
-            let there = Manager::connect(&address, KEY).await.unwrap();
-            there.list::<u32>().await.unwrap();
-            manager.shutdown().await.unwrap();
-            let (manager, again) = start_at(&address).await;
-            assert_eq!(again, address);
-            Manager::connect(&address, KEY).await.unwrap().list::<u32>().await.unwrap();
-            let busy = Manager::builder().bind(&address).authkey(KEY).start().await.unwrap_err();
-            assert!(busy.kind() == ErrorKind::Io && busy.to_string().contains(&address), "{busy}");
-            // Killed, it leaves its socket file behind.
-            kill(&manager);
-            eventually("it is gone", || mp::active_children().iter().all(|child| child.pid() != manager.pid())).await;
-            let (manager, _) = start_at(&address).await;
-            manager.shutdown().await.unwrap();
+            // Another program may have been given the port that was free for a moment.
+            for tries in 1.. {
+                let Err(error) = start_again(first).await else { break };
+                assert!(first.ends_with(":0") && error.to_string().contains("in use") && tries < 20, "{error}");
+            }
         }
     })
     .await;
+}
+
+/// Starts managers one after the other at the same address.
+async fn start_again(first: &str) -> mp::Result<()> {
+    let start_at = |address: &str| Manager::builder().bind(address).authkey(KEY).start();
+    let manager = start_at(first).await?;
+    let address = manager.address().await?.unwrap();
+    let there = Manager::connect(&address, KEY).await?;
+    there.list::<u32>().await?;
+    manager.shutdown().await?;
+    let manager = start_at(&address).await?;
+    assert_eq!(manager.address().await?.unwrap(), address);
+    Manager::connect(&address, KEY).await?.list::<u32>().await?;
+    let busy = start_at(&address).await.unwrap_err();
+    assert!(busy.kind() == ErrorKind::Io && busy.to_string().contains(&address), "{busy}");
+    // Killed, it leaves its socket file behind.
+    kill(&manager);
+    eventually("it is gone", || mp::active_children().iter().all(|child| child.pid() != manager.pid())).await;
+    start_at(&address).await?.shutdown().await
 }
 
 fn kill(manager: &Manager) {
@@ -175,16 +186,16 @@ async fn p25_thousand_silent_peers_delay_no_client() {
         for _ in 0..10 {
             mute.push(connect(&address, Some(KEY)).await.unwrap());
         }
-        let mut fastest = Duration::MAX;
-        for _ in 0..5 {
+        let another = async || {
             let start = Instant::now();
-            let there = Manager::connect(&address, KEY).await.unwrap();
-            fastest = fastest.min(start.elapsed());
-            let tally = there.create(Tally::new, (1,)).await.unwrap();
-            assert_eq!(tally.call(Tally::add, (1,)).await.unwrap(), 2);
-        }
-        // The fastest of five: the machine may be busy with other things, the silent are there all the time.
-        assert!(fastest < Duration::from_millis(50), "{fastest:?}");
+            let there = Manager::connect(&address, KEY).await?;
+            let took = start.elapsed();
+            let tally = there.create(Tally::new, (1,)).await?;
+            assert_eq!(tally.call(Tally::add, (1,)).await?, 2);
+            Ok(took)
+        };
+        // The machine may be busy with other things, the silent are there all the time.
+        common::rounds(another, |took| *took < Duration::from_millis(50)).await.unwrap();
         let grown = resident_bytes(manager.pid()).saturating_sub(before);
         assert!(grown < 32 << 20, "{grown} bytes for 1000 peers");
         drop((silent, mute));
@@ -376,10 +387,10 @@ async fn mgr_03_expose_restricts_clients_from_elsewhere() {
 
 #[tokio::test]
 async fn rmgr_05_killed_manager_fails_every_pending_call_at_once() {
-    within(async {
+    let killed = async || {
         let (manager, address) = start().await;
-        let there = Manager::connect(&address, KEY).await.unwrap();
-        let tally = there.create(Tally::new, (0,)).await.unwrap();
+        let there = Manager::connect(&address, KEY).await?;
+        let tally = there.create(Tally::new, (0,)).await?;
         let calls = (0..100).map(|_| tally.call(Tally::add_slowly, (1, Duration::from_secs(100))));
         let mut calls = calls.collect::<futures::stream::FuturesUnordered<_>>();
         assert!(calls.next().now_or_never().is_none());
@@ -391,12 +402,13 @@ async fn rmgr_05_killed_manager_fails_every_pending_call_at_once() {
             assert_eq!(result.unwrap_err().kind(), ErrorKind::Closed);
             failed += 1;
         }
+        let took = start.elapsed();
         assert_eq!(failed, 100);
-        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
         assert_eq!(tally.call(Tally::add, (1,)).await.unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(there.list::<u32>().await.unwrap_err().kind(), ErrorKind::Closed);
-    })
-    .await;
+        Ok(took)
+    };
+    within(common::rounds(killed, |took| *took < Duration::from_millis(100))).await.unwrap();
 }
 
 async fn hold_and_wait(address: String, count: usize, ready: Queue<usize>) {
@@ -1124,14 +1136,18 @@ async fn killed_getter_takes_no_item_and_many_waiters_need_no_thread() {
         let (manager, address, there) = connected().await;
         let queue = there.queue::<u32>(None).await.unwrap();
         there.names().set("queue", queue.clone()).await.unwrap();
+        let threads_of_manager = || std::fs::read_dir(format!("/proc/{}/task", manager.pid())).unwrap().count();
+        let before = threads_of_manager();
         let child = Process::spawn(get_without_end, (address,)).unwrap();
         let mut gets: Vec<_> = (0..200).map(|_| Box::pin(queue.get())).collect();
         gets.iter_mut().for_each(|get| assert!(get.now_or_never().is_none()));
         there.object_count().await.unwrap();
-        let threads = std::fs::read_dir(format!("/proc/{}/task", manager.pid())).unwrap().count();
-        assert!(threads < 10, "{threads} threads");
+        // By the number of CPUs it has some anyhow.
+        let threads = threads_of_manager();
+        assert!(threads <= before + 2, "{before} threads, and {threads} with 200 waiters");
+        let pid = child.pid();
         child.kill().unwrap();
-        eventually("it is gone", || mp::active_children().iter().all(|one| one.pid() == manager.pid())).await;
+        eventually("it is gone", || mp::active_children().iter().all(|one| one.pid() != pid)).await;
         // The manager hears of its end by its socket; asked often enough, it has.
         for _ in 0..100 {
             there.object_count().await.unwrap();

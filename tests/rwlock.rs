@@ -207,24 +207,30 @@ async fn neither_readers_nor_writers_starve() {
         turns
     };
     let readers: Vec<_> = (0..2).map(|_| Process::spawn(reader, (lock.clone(), stop.clone())).unwrap()).collect();
-    let mut waits = Vec::new();
-    for _ in 0..50 {
-        let start = Instant::now();
-        drop(within(lock.write()).await.unwrap());
-        waits.push(start.elapsed());
-        spin(Duration::from_micros(100));
-    }
-    common::assert_nobody_starves(waits);
+    let writes = async || {
+        let mut waits = Vec::new();
+        for _ in 0..50 {
+            let start = Instant::now();
+            drop(within(lock.write()).await.unwrap());
+            waits.push(start.elapsed());
+            spin(Duration::from_micros(100));
+        }
+        waits
+    };
+    common::assert_nobody_starves(writes).await;
     let writer = Process::spawn(writer, (lock.clone(), stop.clone())).unwrap();
-    let mut waits = Vec::new();
-    for _ in 0..50 {
-        let start = Instant::now();
-        drop(within(lock.read()).await.unwrap());
-        waits.push(start.elapsed());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let reads = async || {
+        let mut waits = Vec::new();
+        for _ in 0..50 {
+            let start = Instant::now();
+            drop(within(lock.read()).await.unwrap());
+            waits.push(start.elapsed());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        waits
+    };
+    common::assert_nobody_starves(reads).await;
     stop.set();
-    common::assert_nobody_starves(waits);
     let mut turns = vec![within(writer).await.unwrap()];
     for reader in readers {
         turns.push(within(reader).await.unwrap());

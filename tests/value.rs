@@ -342,14 +342,19 @@ async fn handle_that_returns_is_the_one_that_is_there() {
     let value = Value::new([1_u64; 500]).unwrap();
     let back = in_child(|value: Value<[u64; 300]>| value, (Value::new([1_u64; 300]).unwrap(),)).await;
     assert_eq!(back.get(), [1; 300]);
-    let before = holdings();
-    let queue = Queue::unbounded().unwrap();
-    queue.put((value.clone(), Lock::new().unwrap())).await.unwrap();
-    let (again, _lock): (Value<[u64; 500]>, Lock) = queue.get().await.unwrap();
-    again.set([2; 500]);
+    // There nobody else opens anything.
+    let returns = async |value: Value<[u64; 500]>| {
+        let before = holdings();
+        let queue = Queue::unbounded().unwrap();
+        queue.put((value.clone(), Lock::new().unwrap())).await.unwrap();
+        let (again, _lock): (Value<[u64; 500]>, Lock) = queue.get().await.unwrap();
+        again.set([2; 500]);
+        assert_eq!(value.get(), [2; 500]);
+        drop((queue, again, _lock));
+        assert!(holdings().descriptors <= before.descriptors);
+    };
+    in_child(returns, (value.clone(),)).await;
     assert_eq!(value.get(), [2; 500]);
-    drop((queue, again, _lock));
-    assert!(holdings().descriptors <= before.descriptors);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What the items of pools do in tests, and what is asked of their workers.
 
-use multiprocess::Queue;
+use super::{eventually, within};
+use multiprocess::{Barrier, Pool, Queue};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,6 +49,24 @@ pub fn say_and_stay(begun: Queue<u32>) {
 
 pub fn kill(pid: u32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid as i32).expect("a pid"), signal);
+}
+
+/// Waits until each of `count` workers has begun a call, so that it is up, and nothing is left to do.
+pub async fn all_serve(pool: &Pool, count: usize) {
+    let barrier = Barrier::new(count).expect("a barrier");
+    let meet = |barrier: Barrier| barrier.blocking_wait().map(drop).expect("all come");
+    let calls = (0..count).map(|_| pool.apply(meet, (barrier.clone(),)));
+    within(futures::future::try_join_all(calls)).await.expect("they meet");
+    is_idle(pool).await;
+}
+
+/// Waits until nothing is left to do.
+pub async fn is_idle(pool: &Pool) {
+    let is_idle = || {
+        let stats = pool.stats();
+        stats.running == 0 && stats.queued == 0 && stats.workers.iter().all(|worker| !worker.is_busy)
+    };
+    eventually("nothing is left to do", is_idle).await;
 }
 
 pub fn is_gone(pid: u32) -> bool {

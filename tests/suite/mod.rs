@@ -645,9 +645,9 @@ pub async fn rule_6_the_clock_starts_with_the_item_and_waiting_has_its_own(pools
     let pool = pools.pool(1)?;
     let (first, go) = begun(&pool, "rule_6").await;
     // It waits longer than it may run.
-    let second = pool.apply(nap, (1,)).timeout(1000 * MS);
+    let second = pool.apply(nap, (1,)).timeout(2000 * MS);
     let third = async {
-        let third = pool.apply(nap, (1,)).queue_timeout(1200 * MS).await;
+        let third = pool.apply(nap, (1,)).queue_timeout(3000 * MS).await;
         go.open();
         third.unwrap_err()
     };
@@ -691,7 +691,7 @@ pub async fn retries_are_for_the_failures_that_were_named(pools: &impl Pools) ->
     // The other way round.
     let call = pool.apply(dies_twice, ()).retries(5).retry_if(Retry::TIMED_OUT);
     assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::ProcessDied);
-    let call = pool.apply(overruns_once, ()).timeout(50 * MS).retries(5).retry_if(Retry::TIMED_OUT);
+    let call = pool.apply(overruns_once, ()).timeout(1000 * MS).retries(5).retry_if(Retry::TIMED_OUT);
     assert_eq!(within(call).await?, 1);
     // All, which is what `retries` alone means.
     for all in [Some(Retry::DIED | Retry::TIMED_OUT), None] {
