@@ -516,7 +516,9 @@ mod tests {
 
     #[test]
     fn shm_04_a_generated_name_that_is_taken_is_passed_over() {
-        let name = |n| format!("multiprocess-unit-{}-{n}", std::process::id());
+        // An earlier run in another pid namespace may have had this pid.
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let name = |n| format!("multiprocess-unit-{}-{now:x}-{n}", std::process::id());
         let taken = SharedMemory::create(&name(0), 10).unwrap();
         let made = SharedMemory::create_first((0..3).map(name), 20).unwrap();
         assert_eq!((made.name(), made.len(), taken.len()), (name(1).as_str(), 20, 10));

@@ -156,7 +156,9 @@ mod tests {
 
     #[test]
     fn a_name_goes_only_with_the_file_it_was_given_to() {
-        let name = format!("multiprocess-test-{}", std::process::id());
+        // An earlier run in another pid namespace may have had this pid.
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let name = format!("multiprocess-test-{}-{now:x}", std::process::id());
         let (one, two) = (create(10).unwrap(), create(20).unwrap());
         link(one.as_fd(), &name).unwrap();
         assert_eq!(link(two.as_fd(), &name).unwrap_err().kind(), io::ErrorKind::AlreadyExists);

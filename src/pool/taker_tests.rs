@@ -105,11 +105,11 @@ async fn within<F: Future>(future: F) -> F::Output {
 async fn order_that_is_given_back_after_its_time_to_start_fails_for_that() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
     fake.orders().set_capacity(1);
-    let call = pool.apply(plus_one, (1,)).queue_timeout(20 * MS);
+    let call = pool.apply(plus_one, (1,)).queue_timeout(500 * MS);
     let give_back = async {
         let order = fake.next().await;
         // The timer of the call finds nothing that waits meanwhile.
-        tokio::time::sleep(100 * MS).await;
+        tokio::time::sleep(1000 * MS).await;
         order.give_back();
     };
     let (result, ()) = within(async { tokio::join!(call, give_back) }).await;
@@ -438,6 +438,15 @@ async fn encoded_items_run_with_deadlines_and_retries_each_and_keep_their_indexe
 #[tokio::test]
 async fn encoded_items_spread_over_the_workers_and_large_results_come_back() {
     let pool = Pool::new(2).unwrap();
+    // Both are up, once each has had an item.
+    let tasks = || pool.stats().workers.iter().map(|worker| worker.tasks).collect::<Vec<_>>();
+    let both = async {
+        while !tasks().iter().all(|tasks| *tasks > 0) {
+            futures_util::future::join_all((0..2).map(|_| pool.apply(std::thread::sleep, (5 * MS,)))).await;
+        }
+    };
+    within(both).await;
+    let before = tasks();
     let arguments: Vec<_> = (0..2000u64).map(|x| (x,)).collect();
     let outcomes = outcomes(&pool, items(entry::Call::of(plus_one), 7, &arguments)).await;
     assert!(
@@ -446,8 +455,8 @@ async fn encoded_items_spread_over_the_workers_and_large_results_come_back() {
             .map(|(index, outcome)| (*index, *outcome.as_ref().unwrap()))
             .eq((0..2000).map(|x| (x + 7, x + 1)))
     );
-    let workers = pool.stats().workers;
-    assert!(workers.iter().all(|worker| worker.tasks > 0), "{workers:?}");
+    let after = tasks();
+    assert!(after.iter().zip(&before).all(|(after, before)| after > before), "{before:?}, then {after:?}");
     let mut run = pool.run_encoded(items(entry::Call::of(|len: usize| vec![7u8; len]), 0, &[(3usize << 20,)])).unwrap();
     let results = within(run.next()).await.unwrap();
     assert_eq!((results.count, results.check().unwrap(), results.records.len() > 3 << 20), (1, 0, true));

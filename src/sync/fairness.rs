@@ -139,12 +139,13 @@ mod tests {
         let fairness = Fairness(&word);
         fairness.after_release();
         assert!(!fairness.pauses_newcomers());
-        fairness.report_long_wait(Instant::now());
+        // However late it is looked at.
+        fairness.report_long_wait(Instant::now() + LONG);
         assert_eq!(word.load(Relaxed), 0, "it has not waited long");
         fairness.report_long_wait(Instant::now() - 2 * LONG);
         assert!(!fairness.pauses_newcomers(), "there is nothing to take yet");
-        fairness.after_release();
         let start = Instant::now();
+        fairness.after_release();
         let stood_back = fairness.pauses_newcomers();
         assert!(stood_back || start.elapsed() > A_MOMENT / 2);
         while fairness.pauses_newcomers() {}

@@ -192,7 +192,7 @@ mod tests {
         let queue = QueueProxy(proxy::<QueueObject<u32>>(&link));
         let error = queue.put_timeout(1, Duration::from_millis(1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
-        let mut putting = Box::pin(queue.put_timeout(2, Duration::from_secs(1)));
+        let mut putting = Box::pin(queue.put_timeout(2, Duration::from_secs(5)));
         let (kind, id) = manager.next_while(&mut putting).await;
         assert_eq!(kind, messages::WAIT);
         let answer = async {

@@ -79,7 +79,10 @@ fn each_page_is_stored_once_though_the_whole_program_is_killed_four_times() {
         let mut program = start();
         answer_until(&path, n * PAGES / 6);
         // A fetcher alone, which is started again.
-        let fetchers = processes(program.child(), "Process-");
+        let fetchers = until("there is a fetcher", || {
+            let fetchers = processes(program.child(), "Process-");
+            (!fetchers.is_empty()).then_some(fetchers)
+        });
         kill_process(fetchers[n as usize % fetchers.len()], Signal::KILL).unwrap();
         answer_until(&path, n * PAGES / 6 + 5);
         match n % 2 {

@@ -162,7 +162,9 @@ fn requests_beyond_those_that_may_wait_are_refused_at_once() {
 fn on_sigterm_all_requests_that_have_come_are_answered_and_the_exit_code_is_0() {
     let mut service = Service::start();
     let group = Pid::from_child(service.program.child());
-    let workers = service.program.workers().len();
+    // One that still comes up has not its name yet.
+    let all = multiprocess::cpu_count();
+    let workers = until("all workers are up", || Some(service.program.workers().len()).filter(|up| *up == all));
     thread::scope(|scope| {
         let endless: Vec<_> = (0..workers).map(|_| scope.spawn(|| service.ask(ENDLESS, &picture()).0)).collect();
         until("all workers are busy", || (service.metric("running") == workers as u64).then_some(()));
