@@ -456,3 +456,21 @@ macro_rules! semaphore {
 
 semaphore!(Semaphore, false);
 semaphore!(BoundedSemaphore, true);
+
+#[cfg(all(test, not(multiprocess_loom)))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn free_permit_is_taken_at_the_deadline_by_a_newcomer_that_let_sleepers_go_first() {
+        let semaphore = Semaphore::new(1).unwrap();
+        let fairness = semaphore.core.fairness();
+        let mut acquirer = Acquirer::default();
+        acquirer.looked(&fairness, false);
+        std::thread::sleep(Duration::from_millis(2));
+        acquirer.looked(&fairness, false);
+        // Somebody has waited for long, so newcomers pause for a moment.
+        fairness.after_release();
+        drop(semaphore.acquire_timeout(Duration::ZERO).await.unwrap());
+    }
+}
