@@ -854,7 +854,7 @@ mod trial {
         while right < 4 {
             let done = tokio::time::timeout(4 * HIT, pool.apply(double, (21_u64,)).timeout(HIT)).await;
             right = if done.is_ok_and(|done| done.is_ok_and(|n| n == 42)) { right + 1 } else { 0 };
-            if start.elapsed() > RIGHT / 8 {
+            if start.elapsed() > RIGHT / 16 {
                 // A worker that is not woken any more looks like one that has much to do.
                 return println!("end pool stays away");
             }
