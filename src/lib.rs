@@ -48,6 +48,8 @@ pub mod channel;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod connection;
+#[cfg(feature = "dashboard")]
+pub mod dashboard;
 pub mod error;
 // The pages of docs/guide, so that their examples are compiled and run. No other build reads them.
 #[cfg(any(doc, doctest))]
@@ -67,6 +69,9 @@ mod wait;
 pub mod wire;
 
 // Each public name of these modules is re-exported at the root.
+#[cfg(feature = "dashboard")]
+#[doc(no_inline)]
+pub use dashboard::*;
 #[cfg(feature = "metrics")]
 #[doc(no_inline)]
 pub use observe::*;

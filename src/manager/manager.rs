@@ -443,7 +443,7 @@ impl Manager {
     }
 
     /// The same, to be asked again and again; it holds the manager as a proxy does.
-    #[cfg(feature = "metrics")]
+    #[cfg(any(feature = "dashboard", feature = "metrics"))]
     pub(crate) fn object_counter(
         &self,
     ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<usize>> + use<> {

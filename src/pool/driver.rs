@@ -5,7 +5,7 @@
 use super::call_items::submitter;
 use super::engine::Shared;
 use super::protocol::{Conditions, Contract};
-use super::scheduler::{Circumstances, Spawn};
+use super::scheduler::{Circumstances, Spawn, worker_name};
 use super::worker;
 use crate::channel::{self, lane};
 use crate::error::{Error, Result};
@@ -184,7 +184,7 @@ fn start(shared: &Shared, spawn: &Spawn) -> Result<Process<Result<()>>> {
         .map_err(|error| Error::io("cannot create the lane of a worker", error))?;
     let (orders, worker_orders) = channel::simplex()?;
     let (worker_results, results) = channel::simplex()?;
-    let name = format!("PoolWorker-{}", spawn.seat + 1);
+    let name = worker_name(spawn.seat);
     let config = &shared.config;
     let contract = Contract {
         lane: theirs,

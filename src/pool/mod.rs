@@ -68,7 +68,7 @@ pub use handle::{AsyncResult, Call, Map, MapAsync, Results};
 #[allow(unused_imports)]
 pub(crate) use options::ChunkLimits;
 pub use options::Progress;
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
 pub(crate) use pool::StatsSource;
 pub use pool::{Pool, PoolStreamExt, Shutdown};
 #[cfg_attr(not(feature = "cluster"), allow(unused_imports))] // For the room above.
@@ -77,7 +77,7 @@ pub use retry::{Retry, RetryIf};
 #[cfg(feature = "tower")]
 pub use service::{PoolResponse, PoolService};
 pub use state::{StateFunction, StatePool, StatePoolBuilder, WithState};
-pub use stats::{Histogram, PoolStats, PoolTotals, WorkerStats};
+pub use stats::{Histogram, PoolStats, PoolTotals, WorkerDeath, WorkerStats};
 #[allow(unused_imports)]
 pub(crate) use taker::{EncodedResults, External, Limits, Order, Orders, Start, Taker};
 pub use task::{CurrentTask, current_task};

@@ -22,7 +22,7 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
 use std::sync::Weak;
 use std::time::Duration;
 use tokio::runtime;
@@ -130,10 +130,10 @@ fn stats_of(handle: &PoolLifetime) -> PoolStats {
 }
 
 /// The stats of a pool that it does not keep alive.
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
 pub(crate) struct StatsSource(Weak<PoolLifetime>);
 
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
 impl StatsSource {
     /// `None` after the drop of the pool.
     pub(crate) fn stats(&self) -> Option<PoolStats> {
@@ -613,7 +613,7 @@ impl Pool {
     }
 
     /// Its stats as long as it is there, without keeping it alive.
-    #[cfg(feature = "metrics")]
+    #[cfg(any(feature = "dashboard", feature = "metrics"))]
     pub(crate) fn stats_source(&self) -> StatsSource {
         StatsSource(Arc::downgrade(&self.handle))
     }

@@ -2,7 +2,7 @@
 
 use crate::error::ErrorKind;
 use crate::process::entry::{IS_PANIC, IS_VALUE};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A snapshot of a pool; made by [`Pool::stats`](crate::Pool::stats).
 #[derive(Clone, Debug, Default)]
@@ -22,6 +22,8 @@ pub struct PoolStats {
     pub late: u64,
     /// Counts of finished items and of workers since the start of the pool.
     pub totals: PoolTotals,
+    /// The last workers that died or were killed, at most 32, the latest last.
+    pub deaths: Vec<WorkerDeath>,
     /// Of a cluster pool: how often items were handed out again, because the host that had them was lost.
     #[cfg(feature = "cluster")]
     pub redelivered: u64,
@@ -116,6 +118,8 @@ impl PoolTotals {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WorkerStats {
+    /// Its name, as it was started with: `PoolWorker-1`. Its replacement has the same.
+    pub name: String,
     /// Its process id.
     pub pid: u32,
     /// Time since it was started.
@@ -126,10 +130,37 @@ pub struct WorkerStats {
     pub is_busy: bool,
     /// The name of the function that it runs, as the compiler spells it.
     pub task: Option<&'static str>,
+    /// How long ago it began that item, as far as the pool knows: one that it began unnoticed counts from its last result.
+    pub running_for: Option<Duration>,
     /// Its resident memory in bytes; 0 if it is gone.
     pub resident: u64,
     /// The most resident memory that it ever had, in bytes.
     pub peak: u64,
+}
+
+/// A worker that died or was killed while its pool was to go on; one of [`PoolStats::deaths`].
+///
+/// ```
+/// use multiprocess::{self as mp, Pool};
+/// # fn main() -> mp::Result<()> { mp::run(async {
+/// let pool = Pool::new(1)?;
+/// assert!(pool.apply(|| std::process::abort() as (), ()).await.is_err());
+/// let death = &pool.stats().deaths[0];
+/// assert_eq!(death.name, "PoolWorker-1");
+/// assert!(death.why.contains("SIGABRT"), "{}", death.why);
+/// # Ok(()) }) }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerDeath {
+    /// Its name, which its replacement has as well.
+    pub name: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When the pool noticed its end.
+    pub at: Instant,
+    /// The reason: what it ran, its exit status or why it was killed, and what is known beyond that.
+    pub why: String,
 }
 
 const BUCKETS: usize = 64;

@@ -31,7 +31,7 @@ mod tests;
 
 use super::call_items::UsualTime;
 use super::config::Config;
-use super::stats::{Histogram, PoolStats, PoolTotals, WorkerStats};
+use super::stats::{Histogram, PoolStats, PoolTotals, WorkerDeath, WorkerStats};
 use crate::channel::lane::Board;
 use crate::error::{Error, Result};
 use crate::process::cpu_count;
@@ -45,7 +45,7 @@ use queue::Queue;
 use room::Room;
 use seats::{SeatSet, Seats};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,6 +72,14 @@ const FEW: usize = 8;
 
 /// A worker that has not come up after this does not come up.
 const STARTS: Duration = Duration::from_secs(10);
+
+/// So many deaths of workers are remembered.
+const DEATHS: usize = 32;
+
+/// The name of the process in this seat.
+pub(super) fn worker_name(seat: usize) -> String {
+    format!("PoolWorker-{}", seat + 1)
+}
 
 pub(super) struct Scheduler {
     config: Arc<Config>,
@@ -122,6 +130,8 @@ pub(super) struct Scheduler {
     /// Workers that were killed because they did not end.
     late: u64,
     totals: PoolTotals,
+    /// The last workers that died, at most [`DEATHS`].
+    deaths: VecDeque<WorkerDeath>,
     broken: Option<String>,
     generation: u64,
     waits: Histogram,
@@ -188,6 +198,7 @@ impl Scheduler {
             is_spawn_planned: None,
             late: 0,
             totals: PoolTotals::default(),
+            deaths: VecDeque::new(),
             broken: None,
             generation: 0,
             waits: Histogram::default(),
@@ -286,17 +297,20 @@ impl Scheduler {
     /// The figures of the pool.
     pub(super) fn stats(&self) -> PoolStats {
         let (waits, runs, late, totals) = (self.waits.clone(), self.runs.clone(), self.late, self.totals);
-        let mut stats = PoolStats { waits, runs, late, totals, ..PoolStats::default() };
-        for (_, worker) in self.seats.workers() {
+        let deaths = self.deaths.iter().cloned().collect();
+        let mut stats = PoolStats { waits, runs, late, totals, deaths, ..PoolStats::default() };
+        for (seat, worker) in self.seats.workers() {
             let front = worker.running.front();
             // Only the first order can have an item at work.
             let at_work = front.filter(|order| worker.lane.claim(order.number).started > order.done);
             stats.workers.push(WorkerStats {
+                name: worker_name(seat),
                 pid: worker.pid,
                 age: worker.born.elapsed(),
                 tasks: worker.answered,
                 is_busy: at_work.is_some(),
                 task: at_work.map(|order| order.group.label),
+                running_for: at_work.map(|order| order.since.max(worker.moved).elapsed()),
                 resident: 0,
                 peak: worker.lane.memory().1,
             });

@@ -3,11 +3,12 @@
 use super::deadlines::DueEvent;
 use super::effects::Effects;
 use super::errors::{broken, stranded, terminated};
-use super::worker::{Phase, Running};
-use super::{Scheduler, later};
+use super::worker::{Phase, Running, Worker};
+use super::{DEATHS, Scheduler, later, worker_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
+use crate::pool::stats::WorkerDeath;
 use std::cmp::Reverse;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -77,6 +78,11 @@ impl Scheduler {
         self.reclaim(seat, 1, effects);
         let Some(mut worker) = self.seats.take_worker(seat) else { return };
         let was_planned = worker.phase == Phase::Leaving;
+        // It may have died on its way out.
+        let ended_in_order = was_planned && status.as_ref().is_ok_and(ExitStatus::success);
+        if !ended_in_order && !self.is_terminated {
+            self.note_death(seat, &worker, status, effects);
+        }
         // A worker that was killed by its item is no sign that workers cannot start.
         worker.has_worked |= worker.running.iter().any(|running| running.done < running.end);
         for running in std::mem::take(&mut worker.running) {
@@ -86,15 +92,7 @@ impl Scheduler {
             for item in done..end {
                 let error = match worker.kill_reason.take() {
                     Some(kill_reason) => kill_reason,
-                    None => {
-                        let doing = match chunk.attempt {
-                            0 => format!("item {} of {}", chunk.first + u64::from(item), group.label),
-                            n => {
-                                format!("item {} of {} (attempt {})", chunk.first + u64::from(item), group.label, n + 1)
-                            }
-                        };
-                        worker.death(status, &doing)
-                    }
+                    None => worker.death(status, &item_of(&group, &chunk, item)),
                 };
                 self.fail_or_retry(&group, &chunk, item, error, effects);
             }
@@ -106,8 +104,6 @@ impl Scheduler {
         if !self.needs_workers(effects) || !is_wanted {
             return;
         }
-        // It may have died on its way out.
-        let ended_in_order = worker.phase == Phase::Leaving && status.as_ref().is_ok_and(ExitStatus::success);
         match ended_in_order {
             true => effects.totals.recycled += 1,
             false => effects.totals.restarted += 1,
@@ -122,10 +118,23 @@ impl Scheduler {
                 self.seats.set_vacant(seat, Some(effects.now()));
             }
             false => {
-                let doing = if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" };
-                self.failed(seat, &worker.death(status, doing), effects);
+                self.failed(seat, &worker.death(status, without_item(&worker)), effects);
             }
         }
+    }
+
+    /// Keeps the circumstances of a worker's end for the figures of the pool.
+    fn note_death(&mut self, seat: usize, worker: &Worker, status: &Result<ExitStatus>, effects: &mut Effects) {
+        let at_work = worker.running.front().filter(|running| running.done < running.end);
+        let doing = at_work.map(|running| item_of(&running.group, &running.chunk, running.done));
+        let doing = doing.as_deref().unwrap_or_else(|| without_item(worker));
+        let why = match &worker.kill_reason {
+            Some(kill_reason) => kill_reason.to_string(),
+            None => worker.death(status, doing).to_string(),
+        };
+        let (pid, at) = (worker.pid, effects.now());
+        self.deaths.push_back(WorkerDeath { name: worker_name(seat), pid, at, why });
+        self.deaths.drain(..self.deaths.len().saturating_sub(DEATHS));
     }
 
     /// Item `item` of `chunk` has come to this end; it is tried again if it may be.
@@ -275,6 +284,19 @@ impl Scheduler {
         self.seats.update();
         effects.nudge |= self.seats.index().taken.is_empty();
     }
+}
+
+fn item_of(group: &CallItems, chunk: &Chunk, item: u32) -> String {
+    let place = format!("item {} of {}", chunk.first + u64::from(item), group.label);
+    match chunk.attempt {
+        0 => place,
+        n => format!("{place} (attempt {})", n + 1),
+    }
+}
+
+/// What a worker that has no item does.
+fn without_item(worker: &Worker) -> &'static str {
+    if worker.phase == Phase::Beginning { "its initializer" } else { "nothing" }
 }
 
 #[cfg(all(test, not(multiprocess_loom)))]
