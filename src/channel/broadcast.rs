@@ -211,6 +211,17 @@ impl<T: Item> BroadcastReceiver<T> {
     }
 
     /// Creates another receiver, of all values sent from now on.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let (sender, receiver) = multiprocess::broadcast(8)?;
+    /// sender.send(1)?;
+    /// let mut later = receiver.resubscribe();
+    /// sender.send(2)?;
+    /// assert_eq!(later.recv().await?, 2);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn resubscribe(&self) -> Self {
         Self { core: self.core.clone(), next: self.core.sent(), item: PhantomData }
     }

@@ -100,7 +100,8 @@ impl<T: Item> OneshotSender<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as a
+    /// descriptor.
     pub async fn closed(&mut self) -> Result<()> {
         self.0.closed().await
     }

@@ -210,7 +210,8 @@ impl<T: Item> Sender<T> {
     /// All of them return the value.
     /// - `Closed` if the receiver is gone.
     /// - `Encode` if `value` cannot be serialised, or is too large.
-    /// - `Io` if there is not enough memory.
+    /// - `Io` if there is not enough memory, or if it must wait outside a tokio runtime, or without a resource that
+    ///   waiting needs.
     pub async fn send(&mut self, value: T) -> Result<(), SendError<T>> {
         // Values given to the sink come first.
         if let Some(sink) = &mut self.sink
@@ -332,8 +333,9 @@ impl<T: Item> Receiver<T> {
     ///
     /// # Errors
     /// - `Closed` if the sender is gone and all that it sent is received.
-    /// - `Decode` if the value cannot be read as `T`, or its descriptors do not fit into this process. The value is lost; the pipe
-    ///   can still be used.
+    /// - `Decode` if the value cannot be read as `T`, or its descriptors do not fit into this process. The value is
+    ///   lost; the pipe can still be used.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
     pub async fn recv(&mut self) -> Result<T> {
         self.stream = None;
         self.half.core.get().await
@@ -502,7 +504,8 @@ impl<T: Item> Sink<T> for Sender<T> {
     }
 }
 
-/// One end of a two-way pipe: it sends `S` and receives `R`.
+/// One end of a two-way pipe: it sends `S` and receives `R`. For connections to other programs see
+/// [`connection`](crate::connection).
 ///
 /// It is a serde value and can be sent to another process. It is not `Clone`: one process has it at a time. Waiting, death and
 /// cost of its directions are those of [`Sender`] and [`Receiver`]. See [`pipe`] for an example.
@@ -576,7 +579,8 @@ impl<S: Item, R: Item> Connection<S, R> {
         self.receiver.recv_timeout(timeout).await
     }
 
-    /// Waits until there is a value to receive; drops as [`Receiver::poll`].
+    /// Waits at most `timeout` until there is a value to receive, and returns `true` if there is one; drops as
+    /// [`Receiver::poll`].
     ///
     /// # Errors
     /// As [`Receiver::poll`].

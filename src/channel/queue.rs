@@ -91,7 +91,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 ///   for one to two seconds, for the next large item: up to 544 MiB for each queue, and 1 GiB in all.
 ///
 /// # Limits
-/// - An encoded item is smaller than 4 GiB.
+/// - An encoded item has at most 4 GiB less 1 MiB.
 /// - Some 270 undelivered items that carry descriptors fill the kernel's socket. Then a put of another such item waits, in an
 ///   unbounded queue too.
 pub struct Queue<T> {
@@ -384,6 +384,16 @@ macro_rules! queue_methods {
             ///
             /// Cancel safe: a dropped future has taken nothing.
             ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.put(1).await?;
+            /// drop(queue.lease().await?); // the item is there again
+            /// assert_eq!(queue.lease().await?.commit()?, 1);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
+            ///
             /// # Errors
             /// - `Closed` and `Decode` as [`get`](Self::get).
             /// - `Full` if 1024 items are on lease or dead letters.
@@ -404,6 +414,14 @@ macro_rules! queue_methods {
 
             /// Takes the first item on lease, blocking this thread while there is none.
             ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.blocking_put(1)?;
+            /// assert_eq!(queue.blocking_lease()?.commit()?, 1);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
+            ///
             /// # Panics
             /// Inside async code, as tokio's blocking calls do.
             ///
@@ -419,6 +437,16 @@ macro_rules! queue_methods {
             ///
             /// Cancel safe: a dropped future has taken nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
             ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// use std::time::Duration;
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.put(1).await?;
+            /// assert_eq!(queue.lease_timeout(Duration::from_secs(5)).await?.commit()?, 1);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
+            ///
             /// # Errors
             /// - `Timeout` if there was no item in time.
             /// - `Io` if the runtime has no timer.
@@ -432,6 +460,20 @@ macro_rules! queue_methods {
             ///
             /// It ends when the queue is closed, and no item is in it or on lease. Dropping the stream loses no item.
             ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// use futures::StreamExt;
+            /// let queue = multiprocess::Queue::unbounded()?;
+            /// queue.put(1).await?;
+            /// queue.close();
+            /// let mut leases = queue.leases();
+            /// while let Some(lease) = leases.next().await {
+            ///     assert_eq!(lease?.commit()?, 1);
+            /// }
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
+            ///
             /// # Errors
             /// Each lease in the stream as [`lease`](Self::lease). The stream ends after an error of kind `Corrupt`, `Full` or `Io`.
             #[cfg(not(multiprocess_loom))]
@@ -439,10 +481,10 @@ macro_rules! queue_methods {
                 lease::leases(self.core.clone())
             }
 
-            /// Sets how often an item may be delivered.
+            /// Sets how often an item of this queue may be delivered, for all handles in all processes.
             ///
-            /// An item that was leased `most` times without a commit becomes a [dead letter](Self::dead_letters). The limit holds for all
-            /// processes. 0, the default, is no limit. Returns another handle of this queue.
+            /// An item that was leased `most` times without a commit becomes a [dead letter](Self::dead_letters). 0,
+            /// the default, is no limit. Returns another handle of this queue.
             #[cfg(not(multiprocess_loom))]
             pub fn max_deliveries(&self, most: u32) -> Self {
                 self.core.set_max_deliveries(most);
@@ -508,8 +550,11 @@ macro_rules! queue_methods {
 
             /// Closes the queue for all processes.
             ///
-            /// From then on each put fails, and a get fails once the queue is drained. All waiting processes are woken. To close a closed
-            /// queue does nothing.
+            /// From then on each put fails, and a get fails once the queue is drained. All waiting processes are woken.
+            /// Closing a closed queue does nothing.
+            ///
+            /// It blocks this thread while another process copies an item, for up to 5 s if that process is stopped
+            /// (SIGSTOP).
             ///
             /// ```
             /// # multiprocess::init();
@@ -761,8 +806,9 @@ impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
 
 /// A stream of the items of a queue, returned by [`Queue::stream`].
 ///
-/// It ends when the queue is closed and drained. Dropping it loses no item. Once a poll has found no item the stream has its turn
-/// in the order of waiters: other waiters of this process come after it until it is polled again or dropped.
+/// It ends when the queue is closed and drained. Dropping it loses no item. A stream that has returned `Pending` has a
+/// place in the order of waiters. Other waiters of this process wait behind it, even if items arrive, until it is
+/// polled again or dropped.
 ///
 /// ```
 /// use futures::StreamExt;

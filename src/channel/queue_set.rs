@@ -276,6 +276,17 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
     }
 
     /// Removes a queue from the set, and returns `true` if there was one with this key. Its items stay in the queue.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::{Queue, QueueSet};
+    /// let mut set = QueueSet::new();
+    /// set.insert("north", &Queue::<u8>::unbounded()?)?;
+    /// assert_eq!(set.keys().collect::<Vec<_>>(), [&"north"]);
+    /// assert!(set.remove(&"north"));
+    /// assert!(set.is_empty());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     pub fn remove(&mut self, key: &K) -> bool {
         let index = self.keys.remove(key);
         index.is_some_and(|index| self.entries[index].take().is_some())

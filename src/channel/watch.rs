@@ -235,6 +235,17 @@ impl<T: Item> WatchReceiver<T> {
     ///
     /// Cancel safe: a dropped future has marked nothing, and so has a call that timed out. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let (_sender, mut receiver) = mp::watch(1)?;
+    /// let error = receiver.changed_timeout(Duration::from_millis(1)).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// - `Timeout` if it was not replaced in time.
     /// - `Io` if the runtime has no timer.
@@ -246,6 +257,15 @@ impl<T: Item> WatchReceiver<T> {
     }
 
     /// Blocks this thread until the value has been replaced since it was last seen, and marks the present one as seen.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (sender, mut receiver) = multiprocess::watch(1)?;
+    /// sender.send(2)?;
+    /// receiver.blocking_changed()?;
+    /// assert_eq!(receiver.get()?, 2);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

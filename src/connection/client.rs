@@ -36,7 +36,8 @@ use tokio::net::{TcpStream, UnixStream};
 ///   ([`Connect::owner`]), or without a tokio runtime with I/O and timer (`enable_all`).
 /// - `Authentication` if the other end has another key, no key, or does not answer in time.
 /// - `Timeout` if there is no connection in time.
-/// - `Other` if the address cannot be parsed or resolved.
+/// - `Io` if a host name cannot be resolved.
+/// - `Other` if the address cannot be parsed, or `tls` is set and the address is not TCP.
 pub fn connect(address: &str, key: Option<&[u8]>) -> Connect {
     let key = key.map(|bytes| Key::new(bytes, true));
     Connect {

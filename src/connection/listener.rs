@@ -82,7 +82,8 @@ impl Listener {
     ///
     /// # Errors
     /// - `Io` if the address is in use or not permitted, or without a tokio runtime with I/O and timer (`enable_all`).
-    /// - `Other` if the address cannot be parsed or resolved.
+    /// - `Io` if a host name cannot be resolved.
+    /// - `Other` if the address cannot be parsed, or `tls` is set and the address is not TCP.
     pub fn bind(address: &str) -> Bind {
         Bind {
             address: address.to_string(),
@@ -100,7 +101,9 @@ impl Listener {
     /// Cancel safe: a dropped future has taken no peer.
     ///
     /// # Errors
-    /// - `Authentication` if a peer did not prove in time that it knows the key. The listener goes on.
+    /// - `Authentication` if a peer did not prove in time that it knows the key, or TLS with it failed. The listener
+    ///   goes on.
+    /// - `Io` if a peer went away before its handshake was done. The listener goes on.
     /// - `Closed` after [`close`](Self::close), and after the end of the runtime in which it was bound.
     pub async fn accept(&self) -> Result<ByteConnection> {
         fork::check()?;

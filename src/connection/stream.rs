@@ -86,7 +86,8 @@ impl ByteConnection {
     /// message before any other. If the connection is dropped as well, that task has 30 seconds.
     ///
     /// # Errors
-    /// `Closed` if the other end is gone.
+    /// - `Closed` if the other end is gone, or the runtime of the connection has ended.
+    /// - `Io` if the system reports another error, for example that a vanished host was given up.
     pub async fn send_bytes(&self, message: &[u8]) -> Result<()> {
         self.sender.send_bytes(message).await
     }
@@ -99,7 +100,8 @@ impl ByteConnection {
     /// # Errors
     /// - `Closed` after the last message of the other end.
     /// - `Decode` if a message is longer than `max_message`, or the bytes are not a message.
-    /// - `Io` if the other end goes away in the middle of a message.
+    /// - `Io` if the other end goes away in the middle of a message, or its host has vanished.
+    /// - `Authentication` from the first call, if the other end has a key and this end was connected without one.
     ///
     /// After any of these, receiving is `Closed`; sending still works.
     pub async fn recv_bytes(&self) -> Result<Vec<u8>> {
@@ -222,7 +224,8 @@ impl ByteReceiver {
         self.refuse_challenge(received)
     }
 
-    /// Waits until a message can be received; drops as [`ByteConnection::poll`].
+    /// Waits at most `timeout` until a message can be received, and returns `true` if one can; drops as
+    /// [`ByteConnection::poll`].
     ///
     /// # Errors
     /// `Io` outside a tokio runtime, and in one without its timer.

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 pub enum ErrorKind {
     /// The queue, pipe or pool was closed, or the other end is gone.
     Closed,
-    /// A `try_put` found no room.
+    /// There was no room, and the call does not wait for it: `try_put`, `try_send`, `try_emit`, `try_apply`,
+    /// `reject_when_full`. Or 1024 items of a queue are on lease or dead letters.
     Full,
-    /// A `try_get` found nothing.
+    /// A `try_get`, `try_recv` or `try_lease` found nothing.
     Empty,
     /// A receiver of a broadcast was too slow and has missed values; [`Error::lagged`](crate::Error::lagged) says how many.
     Lagged,
@@ -34,7 +35,8 @@ pub enum ErrorKind {
     MemoryLimit,
     /// A supervised process failed too often and is not started again; `source()` returns the last cause.
     RestartLimit,
-    /// The last holder of a lock was killed while it held it.
+    /// The last holder of a lock was killed while it held it, or ended with its guard leaked. The caller has the lock
+    /// now.
     OwnerDied,
     /// A barrier was broken.
     BrokenBarrier,
@@ -43,9 +45,9 @@ pub enum ErrorKind {
     /// A value could not be serialised: its own code refused, it is nested deeper than 1024 levels
     /// ([`with_depth_limit`](crate::with_depth_limit)), or it is larger than 4 GiB less 1 MiB.
     ///
-    /// Put larger data in an [`Array`](crate::Array), in [`SharedMemory`](crate::SharedMemory) or in a file. While a value is
-    /// sent, sender and receiver each need its size in memory once more. The sender needs it twice for a value in a
-    /// queue or pipe, unless that consists of bytes or numbers only, and for an argument of a pool.
+    /// Put larger data in an [`Array`](crate::Array), in [`SharedMemory`](crate::SharedMemory) or in a file. While a
+    /// value is sent, sender and receiver each need its size in memory once more. Below 32 MiB the sender needs it
+    /// twice for a moment, unless the value consists of bytes or numbers only.
     Encode,
     /// Bytes could not be decoded into a value.
     Decode,

@@ -4,8 +4,9 @@
 //! All names are re-exported at the root of the crate.
 //!
 //! Two kinds are not listed at each method: every method of a shared object can also fail with
-//! [`Corrupt`](ErrorKind::Corrupt) (its memory is damaged) and [`Forked`](ErrorKind::Forked) (this process was forked from one
-//! that had used the crate).
+//! [`Corrupt`](ErrorKind::Corrupt) (its memory is damaged) and [`Forked`](ErrorKind::Forked) (this process was forked
+//! from one that had used the crate). In a forked process, methods that return no `Result`, such as `Event::set`,
+//! panic.
 #![forbid(unsafe_code)]
 
 mod cause;

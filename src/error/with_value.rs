@@ -104,12 +104,16 @@ returns_value! {
     SendError
 }
 
-/// The error of an acquisition. If the lock was acquired all the same, the guard is inside.
+/// The error of acquiring a lock or a permit, and of waiting for a condition. If it was acquired all the same, the
+/// guard is inside.
 ///
 /// - `OwnerDied`: the last holder ended without releasing the lock (it was killed, or forgot the guard). The caller has the
 ///   lock; [`into_guard`](LockError::into_guard) returns the guard. The protected data may be half changed.
-/// - `WouldBlock` and `Timeout`: another holder has the lock.
-/// - `Io`: the process cannot wait, because it has no descriptor left.
+/// - `WouldBlock` and `Timeout`: another holder has the lock. From the `wait` methods of a
+///   [`Condition`](crate::Condition) `Timeout` means that no notification came; the guard is inside.
+/// - `Other`: the guard given to a condition is that of another one; it is inside.
+/// - `Io`: the process cannot wait: there is no tokio runtime, or it lacks its I/O driver or timer, or no descriptor is
+///   left.
 /// - `Corrupt`: the memory of the lock is damaged, and the lock is closed.
 ///
 /// `?` turns it into an [`Error`] and releases a guard inside.

@@ -204,7 +204,8 @@ impl ManagerBuilder {
     /// - `Spawn` if the process cannot be started.
     /// - `Io` if the address is in use or not permitted, if there is no memory or descriptor left, or outside a tokio runtime with
     ///   I/O and timer (`enable_all`).
-    /// - `Other` if the address cannot be parsed or has no key, or there is a key without an address.
+    /// - `Other` if the address cannot be parsed or has no key, or there is a key without an address. `Io` if a host
+    ///   name cannot be resolved.
     pub async fn start(mut self) -> Result<Manager> {
         let bind = self.bound()?;
         let failed = |error| Error::io("cannot start a manager", error);
@@ -456,13 +457,14 @@ impl Manager {
 
     /// Ends the manager and waits for its process. Pending calls fail with `Closed`.
     ///
-    /// A manager that does not end within 5 seconds is killed. After a completed `shutdown` it returns at once.
+    /// A manager that does not answer within 5 seconds, or has not ended 5 seconds later, is killed. After a completed
+    /// `shutdown` it returns at once.
     ///
     /// Cancel safe: if the future is dropped the manager may still run; call `shutdown` again.
     ///
     /// # Errors
     /// - `Other` on a handle that was made by [`connect`](Self::connect): only the process that started a manager can end it.
-    /// - `Io` if the exit of the process cannot be observed.
+    /// - `Io` if the exit of the process cannot be observed, or the runtime has no timer.
     pub async fn shutdown(&self) -> Result<()> {
         let of_another = || Error::other("only the process that started a manager can shut it down");
         let mut process = self.process.as_ref().ok_or_else(of_another)?.lock().await;
@@ -499,7 +501,8 @@ impl ManagerConnect {
         Self(self.0.handshake_timeout(timeout))
     }
 
-    /// Sets the length of the longest answer that is received, in bytes. The default is 256 MiB.
+    /// Sets the length of the longest answer that is received, in bytes. The default is 256 MiB. A request can have 256
+    /// MiB, which cannot be changed.
     pub fn max_message(self, bytes: usize) -> Self {
         Self(self.0.max_message(bytes))
     }

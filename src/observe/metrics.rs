@@ -128,7 +128,8 @@ impl MetricsReporter {
         self
     }
 
-    /// Hands all figures as they are now to the recorder. Waits for each manager's answer, a second at most.
+    /// Hands all figures as they are now to the recorder. Waits for each manager's answer, a second at most. A dropped
+    /// future may have reported a part of them.
     pub async fn report(&mut self) {
         describe();
         self.pools.retain_mut(PoolSource::report);

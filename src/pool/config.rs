@@ -233,7 +233,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Binds each worker to one of these CPUs, in turn.
+    /// Binds each worker to one of these CPUs, in turn. ([`ProcessBuilder::cpus`](crate::ProcessBuilder::cpus) binds a
+    /// process to all of them.)
     #[must_use]
     pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
         self.of_workers.push("cpus");
@@ -315,7 +316,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Kills a worker that is to end and does not within `timeout`. By default 30 s.
+    /// Kills a worker that has not ended within `timeout` after it was asked to. By default 30 s.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -431,10 +432,10 @@ impl PoolBuilder {
     /// - `map` and `imap` take no more from their source.
     /// - [`try_apply`](crate::Pool::try_apply) fails at once.
     ///
-    /// An item that waits for room is not submitted yet: dropping its future cancels it, even that of `apply_async`, and its
-    /// [`queue_timeout`](crate::Call::queue_timeout) does not count yet. A future that has waited for room and is kept without being polled
-    /// keeps its turn; drop it instead. A chunk has no more items than may wait. Calls of a [`Checkout`](crate::Checkout) and retries
-    /// do not wait for room.
+    /// An item that waits for room is not submitted yet: dropping its future cancels it, even that of `apply_async`,
+    /// and its [`queue_timeout`](crate::Call::queue_timeout) does not count yet. A future that has waited for room and
+    /// is no longer polled keeps its place, and later callers wait behind it. Drop it instead. A chunk has no more
+    /// items than may wait. Calls of a [`Checkout`](crate::Checkout) and retries do not wait for room.
     #[must_use]
     pub fn max_waiting(mut self, items: usize) -> Self {
         self.config.max_waiting = Some(items);

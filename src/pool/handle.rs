@@ -26,11 +26,13 @@ use tokio::sync::watch;
 macro_rules! options {
     ($name:ident) => {
         impl<R> $name<R> {
-            /// Fails an item that runs longer than `timeout`, counted from its start, with kind `Timeout`.
+            /// Asks an item that has run for `timeout` to stop, and fails it with kind `Timeout` if it has not returned
+            /// when the [`grace`](Self::grace) is over. A result that it returns within the grace is a normal result.
             ///
-            /// - The item is asked to stop, and its worker is killed and replaced after the [`grace`](Self::grace). Other items are not
+            /// - If the item does not return within the grace, its worker is killed and replaced. Other items are not
             ///   touched.
-            /// - The worker checks the time itself as well: an item that ends too late fails even if the pool looks later.
+            /// - The worker measures the time too: an item that returns after `timeout` and the grace fails, even if
+            ///   the pool was too busy to kill its worker.
             /// - If the worker does not begin the item although nothing is before it (it is stopped or frozen), the time counts from when
             ///   the worker was given the item. An idle worker takes such an item over before that.
             /// - The time is real time: see [Timeouts](crate#timeouts).
@@ -113,6 +115,14 @@ macro_rules! chunksize {
             }
 
             /// Sets how many items travel to a worker together. With 0, the default, chunks aim at about a millisecond of work.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// let pool = multiprocess::Pool::new(2)?;
+            /// assert_eq!(pool.map(|n: u64| n + 1, 0..4).chunksize(2).await?, [1, 2, 3, 4]);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             pub fn chunksize(mut self, items: usize) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.chunk = items);
                 self
@@ -340,7 +350,7 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Returns `true` if awaiting this would return at once.
+    /// Returns `true` if awaiting this would return at once. Does not wait.
     pub fn ready(&self) -> bool {
         match &self.stage {
             Stage::Flying(flight) => flight.group.has_done(),
@@ -404,7 +414,7 @@ impl<R: DeserializeOwned + 'static> Future for AsyncResult<R> {
 /// # Ok(()) }) }
 /// ```
 ///
-/// The first item that fails ends the map with its error, and cancels the rest.
+/// The failure that arrives first, of whichever item, ends the map with its error and cancels the rest.
 ///
 /// # Drop
 /// Cancels the rest: items that have not started never start, and running items are asked to stop and then killed.

@@ -93,7 +93,8 @@ impl PoolBuilder {
     /// Starts the pool. Its workers start in parallel, in the background; calls may be made at once.
     ///
     /// # Errors
-    /// - `Other` for 0 workers or tasks, or outside a tokio runtime.
+    /// - `Other` for 0 or more than 4096 workers, `max_tasks_per_worker(0)`, `max_waiting(0)`, a CPU number that cannot
+    ///   exist, an option of worker processes on a pool of a cluster, or outside a tokio runtime.
     /// - `Io` in a runtime without its I/O or its timer, or if there is no memory that the workers can share.
     /// - `Encode` if an argument of the initializer or the finalizer cannot be serialised.
     /// - `NotInitialized` as for [`Process::spawn`](crate::Process::spawn).
@@ -189,7 +190,8 @@ impl Pool {
     /// When awaited:
     /// - `Panicked` if the function panics.
     /// - `ProcessDied` if its worker dies, `MemoryLimit` if the worker died because it reached its [`memory_limit`](PoolBuilder::memory_limit).
-    /// - `Timeout` after [`timeout`](Call::timeout) or [`queue_timeout`](Call::queue_timeout); `Full` with [`reject_when_full`](Call::reject_when_full).
+    /// - `Timeout` after [`timeout`](Call::timeout) and the grace, or after [`queue_timeout`](Call::queue_timeout);
+    ///   `Full` with [`reject_when_full`](Call::reject_when_full).
     /// - `Encode` if an argument or the result cannot be serialised, `Decode` if either cannot be read.
     /// - `Cancelled` if the pool is terminated or shut down first, `Closed` after [`close`](Self::close).
     /// - `Closed` if the runtime that the pool was made in had ended before the call, `Cancelled` if it ends during the call.
@@ -257,7 +259,8 @@ impl Pool {
 
     /// Starts `f(args..)` on a worker now, and returns a future of the result.
     ///
-    /// Dropping the future does not cancel the call; [`AsyncResult::cancel`] cancels it.
+    /// Dropping the future does not cancel the call; [`AsyncResult::cancel`] cancels it. The call has no options such
+    /// as a timeout: for these give [`apply`](Self::apply) to `tokio::spawn`.
     ///
     /// # Errors
     /// When awaited, as [`apply`](Self::apply).
@@ -296,10 +299,12 @@ impl Pool {
 
     /// Runs `f` on each item when awaited, and returns all results in order.
     ///
-    /// The first item that fails ends the map with its error and cancels the rest. Dropping the map cancels the rest.
+    /// The failure that arrives first, of whichever item, ends the map with its error and cancels the rest. Dropping
+    /// the map cancels the rest.
     ///
     /// # Errors
-    /// When awaited, the error of the first item that fails; see [`apply`](Self::apply). `Panicked` if the iterator panics.
+    /// When awaited, the error that arrives first; see [`apply`](Self::apply) for the kinds. `Panicked` if the iterator
+    /// panics.
     pub fn map<F, T, M, I>(&self, f: F, items: I) -> Map<F::Output>
     where
         F: Function<(T,), M>, // of one argument: for tuples of several there is `starmap`
@@ -436,6 +441,19 @@ impl Pool {
     }
 
     /// Kills the workers, and fails all pending items with kind `Cancelled`. Returns at once; [`join`](Self::join) waits.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let pool = mp::Pool::new(1)?;
+    /// let call = pool.apply_async(std::thread::sleep, (Duration::from_secs(60),));
+    /// pool.terminate();
+    /// assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    /// pool.join().await?;
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn terminate(&self) {
         self.handle.shared().terminate();
     }
@@ -623,6 +641,20 @@ impl Pool {
     /// A pool breaks when its initializer fails, or when several workers in a row die before they have done anything or cannot be started, and no
     /// other worker serves. All calls then fail with this reason. As long as one worker serves, missing ones are tried again, in the end every few
     /// seconds. [`revive`](Self::revive) starts workers again.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// fn fail() -> multiprocess::Result<()> {
+    ///     Err(multiprocess::Error::other("no licence"))
+    /// }
+    ///
+    /// let pool = multiprocess::Pool::builder().workers(1).initializer(fail, ()).build()?;
+    /// assert!(pool.apply(|| 1, ()).await.is_err());
+    /// assert!(pool.broken().unwrap().contains("no licence"));
+    /// pool.revive(); // once the cause is mended
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn broken(&self) -> Option<String> {
         self.handle.shared().is_broken()
     }
@@ -701,7 +733,7 @@ pub trait PoolStreamExt: Stream + Sized {
 
 impl<S: Stream> PoolStreamExt for S {}
 
-/// The items that a [`Pool::shutdown`] lost.
+/// A report, returned by [`Pool::shutdown`]: how many items it lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
     not_begun: usize,

@@ -43,8 +43,8 @@ impl Retry {
     pub const DIED: Self = Self(1);
     /// The item overran its time.
     pub const TIMED_OUT: Self = Self(2);
-    /// The worker reached its [`memory_limit`](crate::PoolBuilder::memory_limit): by this item alone, as it would again, or by what
-    /// earlier ones had left behind.
+    /// The worker reached its [`memory_limit`](crate::PoolBuilder::memory_limit). A retry helps if memory that earlier
+    /// items left behind was the cause. It fails again if the item alone needs too much.
     pub const MEMORY_LIMIT: Self = Self(4);
 
     pub(crate) const ALL: Self = Self(7);

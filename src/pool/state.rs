@@ -317,6 +317,9 @@ pub struct WithState<'a, S> {
 
 impl<S: 'static> WithState<'_, S> {
     /// Runs `g(&mut state, args..)` on a worker when awaited, as [`Pool::apply`].
+    ///
+    /// # Errors
+    /// When awaited, as [`Pool::apply`].
     pub fn apply<G, A>(&self, g: G, args: A) -> Call<G::Output>
     where
         G: StateFunction<S, A>,
@@ -353,6 +356,9 @@ impl<S: 'static> WithState<'_, S> {
     }
 
     /// Runs `g(&mut state, item)` for each item when awaited, as [`Pool::map`].
+    ///
+    /// # Errors
+    /// When awaited, as [`Pool::map`].
     pub fn map<G, T, I>(&self, g: G, items: I) -> Map<G::Output>
     where
         G: StateFunction<S, (T,)>,
@@ -365,6 +371,9 @@ impl<S: 'static> WithState<'_, S> {
     }
 
     /// Runs `g(&mut state, item..)` for each tuple when awaited, as [`Pool::starmap`].
+    ///
+    /// # Errors
+    /// When awaited, as [`Pool::starmap`].
     pub fn starmap<G, A, I>(&self, g: G, items: I) -> Map<G::Output>
     where
         G: StateFunction<S, A>,
@@ -377,6 +386,9 @@ impl<S: 'static> WithState<'_, S> {
     }
 
     /// Starts `g(&mut state, item)` for each item now, as [`Pool::map_async`].
+    ///
+    /// # Errors
+    /// When awaited, as [`Pool::map_async`].
     pub fn map_async<G, T, I>(&self, g: G, items: I) -> MapAsync<G::Output>
     where
         G: StateFunction<S, (T,)>,
@@ -390,6 +402,9 @@ impl<S: 'static> WithState<'_, S> {
     }
 
     /// Runs `g(&mut state, item)` for each item and returns the results as a stream, in order, as [`Pool::imap`].
+    ///
+    /// # Errors
+    /// As [`Pool::imap`].
     pub fn imap<G, T, I>(&self, g: G, items: I) -> Results<G::Output>
     where
         G: StateFunction<S, (T,)>,
@@ -401,7 +416,11 @@ impl<S: 'static> WithState<'_, S> {
         self.pool.imap::<_, T, TakesState, I>(WithWorkerState::<G, S>(g, PhantomData), items)
     }
 
-    /// Runs `g(&mut state, item)` for each item and returns the results as a stream, in any order, as [`Pool::imap_unordered`].
+    /// Runs `g(&mut state, item)` for each item and returns the results as a stream, in any order, as
+    /// [`Pool::imap_unordered`].
+    ///
+    /// # Errors
+    /// As [`Pool::imap_unordered`].
     pub fn imap_unordered<G, T, I>(&self, g: G, items: I) -> Results<G::Output>
     where
         G: StateFunction<S, (T,)>,

@@ -27,10 +27,10 @@ pub struct PoolStats {
     /// Of a cluster pool: how often items were handed out again, because the host that had them was lost.
     #[cfg(feature = "cluster")]
     pub redelivered: u64,
-    /// Of a cluster pool: answers that came though their items had been answered, and were dropped.
+    /// Of a cluster pool: how many second answers arrived for items that had been answered. They are dropped.
     #[cfg(feature = "cluster")]
     pub duplicates: u64,
-    /// Of a cluster pool: how long items were away beyond the time that they ran.
+    /// Of a cluster pool: the time from sending an item to receiving its result, without the time for which it ran.
     #[cfg(feature = "cluster")]
     pub round_trip: Histogram,
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-/// The task that runs in this worker; see [`current_task`].
+/// The item of a pool that this worker runs now: one call of a function; see [`current_task`].
 #[derive(Clone)]
 pub struct CurrentTask {
     label: &'static str,
@@ -64,8 +64,9 @@ fn running() -> MutexGuard<'static, Option<Running>> {
 /// Returns the pool's task that this worker process runs now, and `None` in any other process and between tasks. In a pool
 /// [within this process](crate::Pool::in_process) only the thread that runs the task sees it.
 ///
-/// A thread that a task leaves behind gets the task that runs when it asks. It keeps the [`CurrentTask`] of its own task instead: that one knows that it is
-/// over.
+/// In a thread that a task has left behind, this returns the task that runs at the time of the call, not the one that
+/// started the thread. Pass the [`CurrentTask`] to the thread instead: after the end of its task it reports that the
+/// task is over.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -285,6 +286,23 @@ impl CurrentTask {
     ///
     /// The first call in a task starts a thread, which sleeps until then and ends with the task. If no thread can be started, the token is never
     /// cancelled; [`is_cancelled`](Self::is_cancelled) still works.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// async fn patient() -> bool {
+    ///     let stop = mp::current_task().expect("in a worker").cancellation();
+    ///     stop.cancelled().await;
+    ///     true
+    /// }
+    ///
+    /// let pool = mp::Pool::new(1)?;
+    /// let call = pool.apply(patient, ()).timeout(Duration::from_millis(50)).grace(Duration::from_secs(5));
+    /// assert!(call.await?);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn cancellation(&self) -> CancellationToken {
         let sign = match &self.stop {
             Stop::Sign(sign) => sign,

@@ -61,9 +61,10 @@ use std::sync::Mutex;
 /// - Harmless: reading arguments and environment; changing the environment, the directory, and descriptors that
 ///   `main` itself has opened. Standard input is empty. Each started process has its own copy of a descriptor opened here.
 ///   A copy of the environment that is kept has `MULTIPROCESS_STARTED`: leave that out where the copy is given to this program again.
-/// - An error: closing or replacing descriptors that `main` has not opened, forking, and starting this very program, for
-///   example with other arguments. Executing it in place of itself works while the descriptors are left alone. A started process that cannot take
-///   its role writes one line to stderr and ends with an exit code from 86 to 91; the spawn is an error that names the cause.
+/// - An error: closing or replacing descriptors that `main` has not opened, forking, and starting this very program,
+///   for example with other arguments. `main` may replace itself by this program (exec), as long as it leaves the
+///   descriptors open. A started process that cannot take its role writes one line to stderr and ends with an exit code
+///   from 86 to 91; the spawn is an error that names the cause.
 /// - Such processes are started by the first spawn, by the first name in `/dev/shm`, and for each child with
 ///   [`StartMethod::Spawn`](crate::StartMethod).
 ///
@@ -76,8 +77,9 @@ use std::sync::Mutex;
 ///   error of kind [`Forked`](crate::ErrorKind::Forked), or a panic where a call returns no error (`Event::set`). Its drops do
 ///   nothing to shared objects. It may exec, this program too, which is then a program of its own. Its copies of pipe and queue handles stay open until it ends, so the other ends
 ///   see a hang-up only then.
-/// - Made by `_Fork` or a bare `clone`, for which no fork handler runs: noticed at the next spawn, at the first use of a shared object and at the
-///   connection to a manager. Before that it acts as the process it was made from, and must not.
+/// - Made by `_Fork` or a bare `clone`, for which no fork handler runs: noticed at the next spawn, at the first use of
+///   a shared object and at the connection to a manager. Before that the crate takes it for the process it was made
+///   from. Do not use the crate in such a process.
 /// - Forked by a child's function: the new process ends where that function returns or panics.
 ///
 /// # Rights that the program's file gives

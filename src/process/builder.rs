@@ -148,6 +148,15 @@ impl ProcessBuilder {
     }
 
     /// Sets the working directory. Default: the one of this process at the spawn.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let here = || std::env::current_dir().unwrap();
+    /// let child = multiprocess::Process::builder().current_dir("/").spawn(here, ())?;
+    /// assert_eq!(child.await?, std::path::Path::new("/"));
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
         self.directory = Some(directory.as_ref().into());
         self

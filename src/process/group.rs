@@ -230,6 +230,18 @@ impl<R: DeserializeOwned + 'static> Group<R> {
 
 impl<R> Group<R> {
     /// Kills all children that still run (SIGKILL). Their results are joined as before.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::Group;
+    /// use std::time::Duration;
+    /// let mut group = Group::new();
+    /// group.spawn(std::thread::sleep, (Duration::from_secs(60),))?;
+    /// group.kill_all();
+    /// assert!(group.join_next().await.unwrap().is_err());
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn kill_all(&self) {
         self.running.iter().for_each(|member| drop(member.process().kill()));
     }

@@ -276,6 +276,17 @@ impl<R> Process<R> {
 
     /// Sends SIGTERM. Does nothing if the process has ended.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let mut child = mp::Process::spawn(std::thread::sleep, (Duration::from_secs(60),))?;
+    /// child.terminate()?;
+    /// assert_eq!(child.join().await.unwrap_err().kind(), ErrorKind::ProcessDied);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Io` if the signal is not permitted; `Forked` in a process forked from the one that spawned it.
     pub fn terminate(&self) -> Result<()> {
@@ -321,6 +332,20 @@ impl<R> Process<R> {
     /// Takes the write end of the child's standard input; `None` if it is not [piped](crate::Stdio::piped) or was taken.
     ///
     /// `tokio::net::unix::pipe::Sender::from_owned_fd` makes it a tokio writer. Drop the writer to send end-of-file.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{Process, Stdio};
+    /// use std::io::Write;
+    /// let length = || std::io::read_to_string(std::io::stdin()).unwrap().len();
+    /// let mut child = Process::builder().stdin(Stdio::piped()).spawn(length, ())?;
+    /// let mut input = child.take_stdin().expect("it was piped");
+    /// input.write_all(b"hello")?;
+    /// drop(input); // the end of its input
+    /// assert_eq!(child.await?, 5);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn take_stdin(&mut self) -> Option<PipeWriter> {
         self.streams.stdin.take()
     }

@@ -154,6 +154,13 @@ impl<R: DeserializeOwned + 'static> Task<R> {
 
     /// Runs the function on this thread and returns its result. An async function gets a runtime of its own.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::Task;
+    /// assert_eq!(Task::of(|n: u8| n + 1, (1,)).blocking_run()?, 2);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///

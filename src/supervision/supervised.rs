@@ -231,7 +231,9 @@ impl<R> Supervised<R> {
     /// # Errors
     /// - `RestartLimit` if it failed too often. The message has the last causes, and `source()` is the last one.
     /// - `Cancelled` if it was stopped, or the runtime that it was started in has ended.
-    /// - `Other` if the result was returned before.
+    /// - `Other` if the result was returned before, by `wait` or by [`stop`](Self::stop).
+    ///
+    /// With [`Restart::always`] it returns no result: it ends with one of these errors.
     pub async fn wait(&mut self) -> Result<R> {
         let result = self.join().await?;
         result.ok_or_else(|| Error::new(ErrorKind::Cancelled, format!("process {} was stopped", self.name)))

@@ -424,7 +424,8 @@ impl<T: Pod> Array<T> {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The array is locked: the guard is inside the error.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn lock(&self) -> Result<ArrayGuard<T>, LockError<ArrayGuard<T>>> {
         acquire::wait(self).await
     }

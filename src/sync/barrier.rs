@@ -341,22 +341,46 @@ impl Barrier {
     ///
     /// # Errors
     /// - `BrokenBarrier` if the barrier is broken, or breaks while this waits.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor. This breaks the barrier too.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. This breaks the barrier too.
     pub async fn wait(&self) -> Result<BarrierWaitResult> {
         self.core.wait(self.core.timeout()).await
     }
 
     /// Waits until all parties have arrived, and breaks the barrier after `timeout`.
     ///
-    /// The timeout is real time: see [Timeouts](crate#timeouts). Dropping the future before it is ready breaks the barrier.
+    /// The timeout is real time: see [Timeouts](crate#timeouts). Dropping the future before it is ready breaks the
+    /// barrier.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let barrier = mp::Barrier::new(2)?;
+    /// let error = barrier.wait_timeout(Duration::from_millis(1)).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::BrokenBarrier);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// - `BrokenBarrier` if not all parties arrived in time: the barrier is broken then, for all parties.
+    /// - `Timeout` if the action of the last generation ([`wait_then`](Self::wait_then)) did not end in time.
+    /// - `Io` if the runtime has no timer.
+    /// - Otherwise as [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult> {
         self.core.wait(Some(timeout)).await
     }
 
     /// Arrives if this is the last party, which need not wait. Otherwise it does not arrive at all.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::{Barrier, ErrorKind};
+    /// assert_eq!(Barrier::new(2)?.try_wait().unwrap_err().kind(), ErrorKind::WouldBlock);
+    /// assert!(Barrier::new(1)?.try_wait()?.is_leader());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Errors
     /// - `WouldBlock` if other parties have yet to arrive.
@@ -386,6 +410,12 @@ impl Barrier {
 
     /// Blocks this thread until all parties have arrived.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// assert!(multiprocess::Barrier::new(1)?.blocking_wait()?.is_leader());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
@@ -402,7 +432,7 @@ impl Barrier {
     /// Inside async code, as tokio's blocking calls do.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// As [`wait_timeout`](Self::wait_timeout).
     #[track_caller]
     pub fn blocking_wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult> {
         self.core.blocking_wait(Some(timeout))
@@ -415,6 +445,17 @@ impl Barrier {
     }
 
     /// Repairs the barrier and empties it. Parties that wait get `BrokenBarrier`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let barrier = multiprocess::Barrier::new(2)?;
+    /// barrier.abort();
+    /// assert!(barrier.is_broken());
+    /// barrier.reset();
+    /// assert!(!barrier.is_broken());
+    /// assert_eq!((barrier.parties(), barrier.waiting()), (2, 0));
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     pub fn reset(&self) {
         self.core.claim_slot();
         self.core.state().reset();

@@ -236,7 +236,8 @@ impl Condition {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn lock(&self) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         acquire::wait(self).await
     }
@@ -292,7 +293,8 @@ impl Condition {
     /// # Errors
     /// - `OwnerDied` if it was notified and the last holder of the lock died. The guard is inside the error.
     /// - `Other` if `guard` belongs to another condition. It is inside the error.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn wait(&self, guard: ConditionGuard) -> Result<ConditionGuard, LockError<ConditionGuard>> {
         let (turn, mut waiter) = self.0.enter(guard)?;
         let noticed = until_in_turn(&self.0.waiting, Some(turn), |_| waiter.attempt()).await;
@@ -432,6 +434,19 @@ impl Condition {
     /// It calls `is_so` once more after the timeout. The timeout is real time: see [Timeouts](crate#timeouts). A dropped
     /// future leaves the lock free and no waiter behind.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let condition = mp::Condition::new()?;
+    /// let guard = condition.lock().await?;
+    /// let error = condition.wait_for_timeout(guard, || false, Duration::from_millis(1)).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// assert!(error.has_guard());
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Timeout` if `is_so` still returns false. The guard is inside the error. Otherwise as [`wait`](Self::wait).
     pub async fn wait_for_timeout(
@@ -451,6 +466,15 @@ impl Condition {
     }
 
     /// Waits as [`wait_for`](Self::wait_for), but blocks this thread.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let condition = multiprocess::Condition::new()?;
+    /// let guard = condition.blocking_lock()?;
+    /// let guard = condition.blocking_wait_for(guard, || true)?;
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -477,11 +501,17 @@ impl Condition {
     }
 
     /// Wakes one waiter, if there is one. Never waits.
+    ///
+    /// # Panics
+    /// In a process that was forked from one that had used the crate.
     pub fn notify_one(&self) {
         self.notify(1);
     }
 
     /// Wakes `count` waiters, or all if there are fewer. Never waits.
+    ///
+    /// # Panics
+    /// In a process that was forked from one that had used the crate.
     pub fn notify(&self, count: usize) {
         fork::refuse("notify a condition");
         // If this process is killed halfway, others repair it, but only if it has a slot.
@@ -490,6 +520,9 @@ impl Condition {
     }
 
     /// Wakes all waiters. Never waits.
+    ///
+    /// # Panics
+    /// In a process that was forked from one that had used the crate.
     pub fn notify_all(&self) {
         fork::refuse("notify a condition");
         self.0.with_state(|state| {

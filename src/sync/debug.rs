@@ -204,7 +204,9 @@ impl fmt::Display for Dump {
 
 /// Lists all shared objects of this program that a process holds or waits for, to find deadlocks.
 ///
-/// For each object it shows the holders and the waiters. It can be called anywhere, never waits, and takes no lock.
+/// For each object it shows the holders and the waiters. It waits for no lock and takes none, so it works while
+/// everything else is blocked. It blocks the thread while it reads /proc. Do not call it in a signal handler: it
+/// allocates.
 ///
 /// It reads the descriptors of all processes of the program in /proc, so it takes about as long as `lsof`. Objects that
 /// change meanwhile are shown as they were.

@@ -194,11 +194,27 @@ impl Event {
     }
 
     /// Sets the flag and wakes all waiters. Setting it again has no further effect.
+    ///
+    /// # Panics
+    /// In a process that was forked from one that had used the crate.
     pub fn set(&self) {
         self.core.set();
     }
 
     /// Clears the flag. Tasks that waited when it was set continue all the same.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let event = multiprocess::Event::new()?;
+    /// event.set();
+    /// assert!(event.is_set());
+    /// event.clear();
+    /// assert!(!event.is_set());
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// As [`set`](Self::set).
     pub fn clear(&self) {
         fork::refuse("clear an event");
         self.core.word().clear();
@@ -214,7 +230,8 @@ impl Event {
     /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
-    /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as a
+    /// descriptor. With a timeout also if the runtime has no timer.
     pub async fn wait(&self) -> Result<()> {
         self.core.waiters.until(self.core.attempt()).await.map_err(failed)
     }
@@ -231,6 +248,16 @@ impl Event {
 
     /// Returns at once if the flag is set, and fails if it is not.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::{ErrorKind, Event};
+    /// let event = Event::new()?;
+    /// assert_eq!(event.try_wait().unwrap_err().kind(), ErrorKind::WouldBlock);
+    /// event.set();
+    /// event.try_wait()?;
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `WouldBlock` if the flag is not set.
     pub fn try_wait(&self) -> Result<()> {
@@ -239,6 +266,14 @@ impl Event {
     }
 
     /// Blocks this thread until the flag is set.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let event = multiprocess::Event::new()?;
+    /// event.set();
+    /// event.blocking_wait()?;
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -251,6 +286,16 @@ impl Event {
     }
 
     /// Blocks this thread until the flag is set, for at most `timeout`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let event = mp::Event::new()?;
+    /// let error = event.blocking_wait_timeout(Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

@@ -119,7 +119,8 @@ impl Lock {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn acquire(&self) -> Result<LockGuard, LockError<LockGuard>> {
         acquire::wait(self).await
     }
@@ -137,6 +138,18 @@ impl Lock {
     /// Acquires the lock, waiting at most `timeout`.
     ///
     /// Cancel safe: a dropped future has not acquired the lock. The timeout is real time: see [Timeouts](crate#timeouts).
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let lock = mp::Lock::new()?;
+    /// let _guard = lock.acquire_timeout(Duration::from_secs(1)).await?;
+    /// let error = lock.acquire_timeout(Duration::from_millis(1)).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// `Timeout` if the lock was not released in time. Otherwise as [`acquire`](Self::acquire).
@@ -157,6 +170,15 @@ impl Lock {
     }
 
     /// Acquires the lock, blocking this thread for at most `timeout`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use std::time::Duration;
+    /// let lock = multiprocess::Lock::new()?;
+    /// let guard = lock.blocking_acquire_timeout(Duration::from_secs(1))?;
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

@@ -12,8 +12,9 @@
 //! | share a number or a plain struct | [`Value`] |
 //! | share plain elements, used in place | [`Array`] |
 //!
-//! All can be awaited, and have `try_*`, `blocking_*` and `*_timeout` forms. [`debug::dump`] lists holders and waiters. The same names stand at the
-//! root of the crate. See also the guide's page on [sharing](crate::guide::sharing).
+//! All can be awaited. Most have `try_*`, `blocking_*` and `*_timeout` forms too. [`debug::dump`] lists holders and
+//! waiters. The same names stand at the root of the crate. See also the guide's page on
+//! [sharing](crate::guide::sharing).
 // In this module:
 //
 // One file per primitive, and one for the shared words of each that has more than one. `acquire` has the five ways to

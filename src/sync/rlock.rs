@@ -139,7 +139,8 @@ impl RLock {
     ///
     /// # Errors
     /// - `OwnerDied` if the last holder died. The lock is acquired: the guard is inside the error.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
         acquire::wait(self).await
     }
@@ -156,6 +157,16 @@ impl RLock {
     /// Acquires the lock, waiting at most `timeout`.
     ///
     /// Cancel safe: a dropped future has not acquired the lock. The timeout is real time: see [Timeouts](crate#timeouts).
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// let lock = multiprocess::RLock::new()?;
+    /// let guard = lock.acquire_timeout(Duration::from_secs(1)).await?;
+    /// drop(guard);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// `Timeout` if the lock was not released in time. Otherwise as [`acquire`](Self::acquire).
@@ -176,6 +187,15 @@ impl RLock {
     }
 
     /// Acquires the lock, blocking this thread for at most `timeout`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use std::time::Duration;
+    /// let lock = multiprocess::RLock::new()?;
+    /// let guard = lock.blocking_acquire_timeout(Duration::from_secs(1))?;
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

@@ -402,7 +402,8 @@ impl RwLock {
     ///
     /// # Errors
     /// - `OwnerDied` if a writer was killed and none has acquired the lock since. The guard is inside the error.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn read(&self) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
         acquire::wait(&Reading(&self.core)).await
     }
@@ -413,7 +414,8 @@ impl RwLock {
     ///
     /// # Errors
     /// - `OwnerDied` if the last writer was killed. The guard is inside the error.
-    /// - `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+    /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
+    ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn write(&self) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
         acquire::wait(&Writing(&self.core)).await
     }
@@ -438,6 +440,16 @@ impl RwLock {
     ///
     /// Cancel safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// let lock = multiprocess::RwLock::new()?;
+    /// let guard = lock.read_timeout(Duration::from_secs(1)).await?;
+    /// drop(guard);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Timeout` if the lock was not free in time. Otherwise as [`read`](Self::read).
     pub async fn read_timeout(&self, timeout: Duration) -> Result<RwLockReadGuard, LockError<RwLockReadGuard>> {
@@ -448,6 +460,18 @@ impl RwLock {
     ///
     /// Cancel safe: a dropped future has taken nothing. The timeout is real time: see [Timeouts](crate#timeouts).
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{self as mp, ErrorKind};
+    /// use std::time::Duration;
+    /// let lock = mp::RwLock::new()?;
+    /// let _reader = lock.read().await?;
+    /// let error = lock.write_timeout(Duration::from_millis(1)).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Timeout` if the lock was not free in time. Otherwise as [`write`](Self::write).
     pub async fn write_timeout(&self, timeout: Duration) -> Result<RwLockWriteGuard, LockError<RwLockWriteGuard>> {
@@ -455,6 +479,14 @@ impl RwLock {
     }
 
     /// Acquires shared access, blocking this thread until the lock is free.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let lock = multiprocess::RwLock::new()?;
+    /// let guard = lock.blocking_read()?;
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
@@ -468,6 +500,14 @@ impl RwLock {
 
     /// Acquires exclusive access, blocking this thread until the lock is free.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// let lock = multiprocess::RwLock::new()?;
+    /// let guard = lock.blocking_write()?;
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
@@ -480,6 +520,15 @@ impl RwLock {
 
     /// Acquires shared access, blocking this thread for at most `timeout`.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// use std::time::Duration;
+    /// let lock = multiprocess::RwLock::new()?;
+    /// let guard = lock.blocking_read_timeout(Duration::from_secs(1))?;
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
@@ -491,6 +540,15 @@ impl RwLock {
     }
 
     /// Acquires exclusive access, blocking this thread for at most `timeout`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// use std::time::Duration;
+    /// let lock = multiprocess::RwLock::new()?;
+    /// let guard = lock.blocking_write_timeout(Duration::from_secs(1))?;
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.

@@ -359,7 +359,8 @@ macro_rules! semaphore {
             /// Cancel safe: a dropped future has taken nothing.
             ///
             /// # Errors
-            /// `Io` if the system refuses a resource that waiting needs, such as a descriptor.
+            /// `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs,
+            /// such as a descriptor. With a timeout also if the runtime has no timer.
             pub async fn acquire(&self) -> Result<Permit, LockError<Permit>> {
                 acquire::wait(&self.core).await
             }
@@ -376,6 +377,18 @@ macro_rules! semaphore {
             ///
             /// Cancel safe: a dropped future has taken nothing. The timeout is real time: see
             /// [Timeouts](crate#timeouts).
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+            /// use multiprocess::{self as mp, ErrorKind};
+            /// use std::time::Duration;
+            /// let semaphore = mp::Semaphore::new(1)?;
+            /// let _permit = semaphore.acquire_timeout(Duration::from_secs(1)).await?;
+            /// let error = semaphore.acquire_timeout(Duration::from_millis(1)).await.unwrap_err();
+            /// assert_eq!(error.kind(), ErrorKind::Timeout);
+            /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+            /// ```
             ///
             /// # Errors
             /// `Timeout` if no permit became free in time. Otherwise as [`acquire`](Self::acquire).

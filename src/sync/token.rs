@@ -159,7 +159,8 @@ impl CancellationToken {
     /// ```
     ///
     /// # Panics
-    /// Outside a tokio runtime with a timer.
+    /// If it must wait outside a tokio runtime, or if waiting fails and the runtime has no timer. It never panics for a
+    /// token that is cancelled already.
     pub async fn cancelled(&self) {
         while let Err(error) = self.wait().await {
             assert!(Handle::try_current().is_ok(), "cannot wait for a cancellation: {error}");

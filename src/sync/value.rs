@@ -309,7 +309,8 @@ impl<T: Pod> Value<T> {
         self.0.load()
     }
 
-    /// Replaces the value, also while it is locked.
+    /// Replaces the value, also while it is locked. For more than 8 bytes it blocks this thread while another `set`
+    /// copies.
     ///
     /// ```
     /// # multiprocess::init();
@@ -318,6 +319,9 @@ impl<T: Pod> Value<T> {
     /// assert_eq!(point.get(), [1.0, 2.0, 3.0]);
     /// # Ok::<(), multiprocess::Error>(())
     /// ```
+    ///
+    /// # Panics
+    /// For more than 8 bytes, in a process that was forked from one that had used the crate.
     #[inline]
     pub fn set(&self, value: T) {
         self.0.store(&value);
@@ -340,7 +344,8 @@ impl<T: Pod> Value<T> {
     /// ```
     ///
     /// # Errors
-    /// `Io` if the system refuses a resource that waiting needs, such as a descriptor. Never `OwnerDied`.
+    /// `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as a
+    /// descriptor. With a timeout also if the runtime has no timer. Never `OwnerDied`.
     pub async fn lock(&self) -> Result<ValueGuard<T>, LockError<ValueGuard<T>>> {
         acquire::wait(self).await
     }

@@ -122,9 +122,9 @@ pub async fn with_depth_limit_async<F: Future>(levels: usize, future: F) -> F::O
 
 /// A value that may be nested as deeply as can be read at all; see [`with_depth_limit`].
 ///
-/// Use [`with_depth_limit`] instead to send a deep value; this is for results.
+/// Use it for a deep result. To send a deep argument or item, use [`with_depth_limit`] instead.
 ///
-/// It is for results, which are encoded after the function that made them has returned.
+/// A result is encoded after its function has returned, so `with_depth_limit` inside the function has no effect on it.
 ///
 /// ```
 /// use multiprocess::{self as mp, Deep, Process};

@@ -73,6 +73,19 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
 
     /// Removes a key and returns its value, or `None` if there is no such key.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let ages = manager.dict::<String, u32>().await?;
+    /// ages.extend(vec![("a".to_string(), 1), ("b".to_string(), 2)]).await?;
+    /// assert_eq!(ages.remove("a").await?, Some(1));
+    /// assert!(!ages.contains_key("a").await?);
+    /// assert_eq!(ages.items().await?, [("b".to_string(), 2)]);
+    /// ages.clear().await?;
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn remove<Q>(&self, key: &Q) -> Result<Option<V>>

@@ -107,6 +107,19 @@ impl<T: Item> ListProxy<T> {
 
     /// Removes the last element and returns it, or `None` if the list is empty.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let list = manager.list::<u32>().await?;
+    /// list.extend(vec![1, 2, 3]).await?;
+    /// assert_eq!(list.pop().await?, Some(3));
+    /// assert_eq!(list.remove(0).await?, 1);
+    /// assert_eq!(list.slice(0, 10).await?, [2]);
+    /// list.clear().await?;
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn pop(&self) -> Result<Option<T>> {

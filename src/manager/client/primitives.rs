@@ -142,7 +142,7 @@ impl LockProxy {
     }
 
     /// Acquires the lock as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
-    /// [Timeouts](crate#timeouts).
+    /// [Timeouts](crate#timeouts). Cancel safe: a dropped future has not acquired the lock.
     ///
     /// # Errors
     /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
@@ -235,7 +235,7 @@ impl SemaphoreProxy {
     }
 
     /// Acquires a permit as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
-    /// [Timeouts](crate#timeouts).
+    /// [Timeouts](crate#timeouts). Cancel safe: a dropped future has acquired none.
     ///
     /// # Errors
     /// `Timeout` if there was no permit in time; else as [`acquire`](Self::acquire).
@@ -330,7 +330,8 @@ impl EventProxy {
         self.0.wait_and_take(None, wait, ()).await
     }
 
-    /// Waits as [`wait`](Self::wait), but gives up after `timeout`. The timeout is real time: see [Timeouts](crate#timeouts).
+    /// Waits as [`wait`](Self::wait), but gives up after `timeout`. The timeout is real time: see
+    /// [Timeouts](crate#timeouts). Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
     /// `Timeout` if the event was not set in time; else as [`Proxy::call`].
@@ -445,7 +446,8 @@ impl BarrierProxy {
     /// call waits for its answer. Time is real time: see [Timeouts](crate#timeouts).
     ///
     /// # Errors
-    /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait).
+    /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait). Dropping the future breaks the
+    /// barrier, as with `wait`.
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
         self.0.wait_and_take(Some(timeout), BarrierObject::wait, ()).await
     }
@@ -617,7 +619,8 @@ impl ConditionProxy {
 
     /// Waits as [`wait`](Self::wait), but at most `timeout` for a notification.
     ///
-    /// The lock is acquired again in any case, however long that takes. Time is real time: see [Timeouts](crate#timeouts).
+    /// The lock is acquired again in any case, however long that takes. Time is real time: see
+    /// [Timeouts](crate#timeouts). A dropped future behaves as that of [`wait`](Self::wait).
     ///
     /// # Errors
     /// `Timeout` if no notification came in time: the grant is inside the error. Else as [`wait`](Self::wait).

@@ -279,7 +279,8 @@ impl Batch {
     /// Makes the calls and waits for their results. If the future is dropped, all calls were made, or none.
     ///
     /// # Errors
-    /// `Closed` if the manager is gone. The error of a single call is in the [`Replies`].
+    /// `Closed` if the manager is gone, `Timeout` if it accepted no connection, `Io` if there is no memory or
+    /// descriptor left. The error of a single call is in the [`Replies`].
     pub async fn send(mut self) -> Result<Replies> {
         self.request.truncate(self.end);
         self.request.amend(COUNT_AT, self.count as u64);

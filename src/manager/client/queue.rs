@@ -139,7 +139,7 @@ impl<T: Item> QueueProxy<T> {
     /// Appends an item if the queue is not full.
     ///
     /// # Errors
-    /// `Full` if the queue is full; `Closed` if the queue was closed; else as [`Proxy::call`].
+    /// `Full` if the queue is full; `Closed` if the queue was closed; else as [`Proxy::call`]. The item is lost.
     pub async fn try_put(&self, item: T) -> Result<()> {
         let put = |queue: &mut QueueObject<T>, item: T| {
             if queue.is_closed {
@@ -165,7 +165,7 @@ impl<T: Item> QueueProxy<T> {
         self.0.wait_and_take(None, get::<T>, (true,)).await
     }
 
-    /// Removes the first item and returns it, if there is one.
+    /// Removes the first item and returns it, if there is one. Cancel safe: a dropped future has removed nothing.
     ///
     /// # Errors
     /// `Empty` if the queue is empty; else as [`get`](Self::get).
@@ -173,7 +173,8 @@ impl<T: Item> QueueProxy<T> {
         self.0.wait_and_take(None, get::<T>, (false,)).await
     }
 
-    /// Puts an item as [`put`](Self::put), but gives up if the queue is full for `timeout`.
+    /// Puts an item as [`put`](Self::put), but gives up if the queue is full for `timeout`. A dropped future behaves as
+    /// that of `put`.
     ///
     /// The manager decides whether the item was in time, and this call waits for its answer. So it can take longer if the manager
     /// is stopped. Time is real time: see [Timeouts](crate#timeouts).
@@ -184,7 +185,8 @@ impl<T: Item> QueueProxy<T> {
         self.0.wait_and_take(Some(timeout), put::<T>, (item,)).await
     }
 
-    /// Removes the first item as [`get`](Self::get), but gives up after `timeout`, and has removed nothing then.
+    /// Removes the first item as [`get`](Self::get), but gives up after `timeout`, and has removed nothing then. Cancel
+    /// safe: a dropped future has removed nothing.
     ///
     /// Time is real time: see [Timeouts](crate#timeouts).
     ///
