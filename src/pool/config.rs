@@ -424,7 +424,7 @@ impl PoolBuilder {
     /// # Ok(()) }) }
     /// ```
     ///
-    /// An item waits when it was submitted and no worker has it. Of a [cluster](Self::cluster) pool, an item waits here until it is sent
+    /// An item waits when it was submitted and no worker has it. Of a cluster pool, an item waits here until it is sent
     /// to the server, where up to 64 messages wait, or 4 for each slot of the hosts if that is more. While the limit is reached:
     ///
     /// - [`apply`](crate::Pool::apply), and the result of [`apply_async`](crate::Pool::apply_async), submit their item once there is
