@@ -189,6 +189,16 @@ impl<T: Item> WatchReceiver<T> {
     }
 
     /// Marks the present value as not seen, so that [`changed`](Self::changed) returns at once.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let (_sender, mut receiver) = multiprocess::watch(1)?;
+    /// receiver.mark_changed();
+    /// assert!(receiver.has_changed()?);
+    /// receiver.mark_unchanged();
+    /// assert!(!receiver.has_changed()?);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     pub fn mark_changed(&mut self) {
         self.seen = self.core.sent().wrapping_sub(1);
     }

@@ -172,6 +172,15 @@ impl<G> LockError<G> {
     }
 
     /// Returns the error, and releases the guard.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let lock = multiprocess::Lock::new()?;
+    /// let _guard = lock.try_acquire()?;
+    /// let error = lock.try_acquire().unwrap_err().into_error();
+    /// assert_eq!(error.kind(), multiprocess::ErrorKind::WouldBlock);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     pub fn into_error(self) -> Error {
         self.error
     }

@@ -437,6 +437,15 @@ impl Manager {
 
     /// Returns the number of objects, without [`names`](Self::names).
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let _list = manager.list::<u32>().await?;
+    /// assert_eq!(manager.object_count().await?, 1);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Closed` if the manager is gone; `Timeout` and `Io` as [`create`](Self::create).
     pub async fn object_count(&self) -> Result<usize> {

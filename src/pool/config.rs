@@ -173,6 +173,24 @@ impl PoolBuilder {
     }
 
     /// Ends a worker beyond the least number once it has been idle for `timeout`. By default 30 s.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// let pool = multiprocess::Pool::builder()
+    ///     .workers(1..=4)
+    ///     .idle_timeout(Duration::from_secs(10)) // ends workers that are not needed
+    ///     .max_tasks_per_worker(1000) // replaces a worker after 900 to 1000 items,
+    ///     .tasks_jitter(100)
+    ///     .max_age(Duration::from_secs(3600)) // after an hour,
+    ///     .recycle_above(1 << 30) // or when it has more than 1 GiB
+    ///     .descriptor_limit(512)
+    ///     .cpus([0])
+    ///     .build()?;
+    /// assert_eq!(pool.apply(|n: u32| n + 1, (1,)).await?, 2);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.of_workers.push("idle_timeout");

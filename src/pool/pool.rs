@@ -349,6 +349,15 @@ impl Pool {
 
     /// Starts a [`starmap`](Self::starmap) now, and returns a future of its results. Dropping the future does not cancel it.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let pool = multiprocess::Pool::new(2)?;
+    /// let sums = pool.starmap_async(|a: u32, b: u32| a + b, [(1, 2), (3, 4)]);
+    /// assert_eq!(sums.await?, [3, 7]);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As [`map`](Self::map).
     pub fn starmap_async<F, A, M, I>(&self, f: F, items: I) -> MapAsync<F::Output>
@@ -403,6 +412,16 @@ impl Pool {
     /// Runs `f` on each item of a stream and returns the results as a stream, in order.
     ///
     /// Apart from that it behaves as [`imap`](Self::imap).
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use futures::{TryStreamExt, stream};
+    /// let pool = multiprocess::Pool::new(2)?;
+    /// let squares = pool.imap_stream(|x: u64| x * x, stream::iter(1..=3));
+    /// assert_eq!(squares.try_collect::<Vec<_>>().await?, [1, 4, 9]);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As [`imap`](Self::imap).

@@ -123,6 +123,18 @@ impl Running {
 
 impl CurrentTask {
     /// Returns the function's name, as the compiler spells it.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// fn label() -> String {
+    ///     multiprocess::current_task().expect("in a worker").label().to_string()
+    /// }
+    ///
+    /// let pool = multiprocess::Pool::new(1)?;
+    /// assert!(pool.apply(label, ()).await?.ends_with("label"));
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn label(&self) -> &str {
         self.label
     }
@@ -259,6 +271,18 @@ impl CurrentTask {
 
     /// Returns `true` if the caller of this task listens for events. If not, an event that is expensive to make need not be made. A
     /// stream that was dropped before this task has sent an event may still count.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// fn listens() -> bool {
+    ///     multiprocess::current_task().expect("in a worker").has_listener()
+    /// }
+    ///
+    /// let pool = multiprocess::Pool::new(1)?;
+    /// assert!(!pool.apply(listens, ()).await?);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn has_listener(&self) -> bool {
         self.emitter.as_ref().is_some_and(|emitter| emitter.has_listener())
     }

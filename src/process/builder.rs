@@ -105,6 +105,20 @@ impl ProcessBuilder {
 
     /// Sets whether the process is a daemon. When the spawning process ends, it kills its daemons and waits for its other
     /// children. Default: `true` in a daemon, `false` otherwise.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{Process, Stdio};
+    /// let child = Process::builder()
+    ///     .daemon(true)
+    ///     .descriptor_limit(256)
+    ///     .cpus([0])
+    ///     .stdin(Stdio::inherit())
+    ///     .spawn(|| 1, ())?;
+    /// assert_eq!(child.await?, 1);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn daemon(mut self, daemon: bool) -> Self {
         self.daemon = Some(daemon);
         self

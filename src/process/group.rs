@@ -79,10 +79,10 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         Self::default()
     }
 
-    /// Starts a child that runs `f(args..)`, as [`Process::spawn`] does, and returns its info.
+    /// Starts a child that runs `f(args..)`, as [`Process::spawn`](crate::Process::spawn) does, and returns its info.
     ///
     /// # Errors
-    /// As [`Process::spawn`].
+    /// As [`Process::spawn`](crate::Process::spawn).
     pub fn spawn<F, A, M>(&mut self, f: F, args: A) -> Result<ProcessInfo>
     where
         F: Function<A, M, Output = R>,
@@ -106,7 +106,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// ```
     ///
     /// # Errors
-    /// As [`Process::spawn`].
+    /// As [`Process::spawn`](crate::Process::spawn).
     pub fn spawn_with<F, A, M>(&mut self, options: ProcessBuilder, f: F, args: A) -> Result<ProcessInfo>
     where
         F: Function<A, M, Output = R>,
@@ -126,7 +126,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// Cancel safe: a dropped future has taken no result.
     ///
     /// # Errors
-    /// The result of each child as [`Process::join`].
+    /// The result of each child as [`Process::join`](crate::Process::join).
     pub async fn join_next(&mut self) -> Option<Result<R>> {
         Some(self.join_next_with_info().await?.1)
     }
@@ -146,7 +146,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// ```
     ///
     /// # Errors
-    /// The result of the child as [`Process::join`].
+    /// The result of the child as [`Process::join`](crate::Process::join).
     pub async fn join_next_with_info(&mut self) -> Option<(ProcessInfo, Result<R>)> {
         match self.ended.pop_front() {
             Some(ended) => Some(ended),
@@ -159,7 +159,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// Cancel safe: a dropped future has taken no result.
     ///
     /// # Errors
-    /// The result of each child as [`Process::join`].
+    /// The result of each child as [`Process::join`](crate::Process::join).
     ///
     /// ```
     /// use multiprocess::{self as mp, Group};
@@ -191,7 +191,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// there is no tokio timer, they are killed at once.
     ///
     /// # Errors
-    /// The result of each child as [`Process::join`]. That of a child that ended by one of these signals is `ProcessDied`.
+    /// The result of each child as [`Process::join`](crate::Process::join). That of a child that ended by one of these signals is `ProcessDied`.
     ///
     /// ```
     /// use multiprocess::{self as mp, Group};
@@ -247,6 +247,16 @@ impl<R> Group<R> {
     }
 
     /// Detaches all children: they run on, and are not joined.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let mut group = multiprocess::Group::new();
+    /// group.spawn(|| 1, ())?;
+    /// group.detach_all();
+    /// assert!(group.join_next().await.is_none());
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn detach_all(&mut self) {
         std::mem::take(&mut self.running).into_iter().for_each(|member| member.into_process().detach());
         self.ended.clear();

@@ -371,6 +371,18 @@ impl<R> Process<R> {
     }
 
     /// Takes the read end of the child's standard error; see [`take_stdout`](Self::take_stdout).
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{Process, Stdio};
+    /// let complain = || eprintln!("no such page");
+    /// let mut child = Process::builder().stderr(Stdio::piped()).spawn(complain, ())?;
+    /// let errors = child.take_stderr().expect("it was piped");
+    /// assert_eq!(std::io::read_to_string(errors)?, "no such page\n");
+    /// child.await?;
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn take_stderr(&mut self) -> Option<PipeReader> {
         self.streams.stderr.take()
     }

@@ -428,6 +428,15 @@ impl Barrier {
 
     /// Blocks this thread until all parties have arrived, and breaks the barrier after `timeout`.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::{Barrier, ErrorKind};
+    /// use std::time::Duration;
+    /// let error = Barrier::new(2)?.blocking_wait_timeout(Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::BrokenBarrier);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///

@@ -383,6 +383,19 @@ impl Condition {
 
     /// Waits as [`wait_timeout`](Self::wait_timeout), but blocks this thread.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// use multiprocess::{Condition, ErrorKind};
+    /// use std::time::Duration;
+    /// let condition = Condition::new()?;
+    /// let guard = condition.blocking_lock()?;
+    /// let error = condition.blocking_wait_timeout(guard, Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// let guard = error.into_guard(); // the lock is held again
+    /// drop(guard);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///
@@ -520,6 +533,23 @@ impl Condition {
     }
 
     /// Wakes all waiters. Never waits.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let condition = multiprocess::Condition::new()?;
+    /// let guard = condition.lock().await?;
+    /// let notify = async {
+    ///     let guard = condition.lock().await?; // once the waiter has released it
+    ///     condition.notify_all();
+    ///     drop(guard);
+    ///     Ok::<_, multiprocess::Error>(())
+    /// };
+    /// let wait = async { Ok::<_, multiprocess::Error>(condition.wait(guard).await?) };
+    /// let (guard, ()) = tokio::try_join!(wait, notify)?;
+    /// drop(guard);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Panics
     /// In a process that was forked from one that had used the crate.

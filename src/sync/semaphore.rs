@@ -410,6 +410,17 @@ macro_rules! semaphore {
 
             /// Acquires a permit, blocking this thread for at most `timeout`.
             ///
+            /// ```
+            /// # multiprocess::init();
+            /// use multiprocess::{ErrorKind, Semaphore};
+            /// use std::time::Duration;
+            /// let semaphore = Semaphore::new(1)?;
+            /// let _permit = semaphore.blocking_acquire_timeout(Duration::from_secs(5))?;
+            /// let error = semaphore.blocking_acquire_timeout(Duration::from_millis(1)).unwrap_err();
+            /// assert_eq!(error.kind(), ErrorKind::Timeout);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
+            ///
             /// # Panics
             /// Inside async code, as tokio's blocking calls do.
             ///

@@ -126,6 +126,17 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
 
     /// Returns a copy of all keys, as they are at one moment.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let ages = manager.dict::<String, u32>().await?;
+    /// ages.insert("a".to_string(), 1).await?;
+    /// assert_eq!(ages.keys().await?, ["a"]);
+    /// assert_eq!(ages.values().await?, [1]);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn keys(&self) -> Result<Vec<K>> {

@@ -70,6 +70,17 @@ impl Namespace {
 
     /// Removes a name and its value. Returns `true` if there was such a name.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let namespace = manager.namespace().await?;
+    /// namespace.set("limit", 3).await?;
+    /// assert!(namespace.remove("limit").await?);
+    /// assert_eq!(namespace.get::<i32>("limit").await?, None);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn remove(&self, name: &str) -> Result<bool> {

@@ -144,6 +144,19 @@ impl LockProxy {
     /// Acquires the lock as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
     /// [Timeouts](crate#timeouts). Cancel safe: a dropped future has not acquired the lock.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::{ErrorKind, Manager};
+    /// use std::time::Duration;
+    /// let manager = Manager::start().await?;
+    /// let lock = manager.lock().await?;
+    /// let _held = lock.acquire_timeout(Duration::from_secs(5)).await?;
+    /// let error = lock.acquire_timeout(Duration::from_millis(1)).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
@@ -237,6 +250,17 @@ impl SemaphoreProxy {
     /// Acquires a permit as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
     /// [Timeouts](crate#timeouts). Cancel safe: a dropped future has acquired none.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let semaphore = manager.semaphore(1).await?;
+    /// let permit = semaphore.acquire_timeout(Duration::from_secs(5)).await?;
+    /// drop(permit);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// `Timeout` if there was no permit in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant> {
@@ -304,6 +328,17 @@ impl EventProxy {
     }
 
     /// Clears the event.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let event = manager.event().await?;
+    /// event.set().await?;
+    /// event.clear().await?;
+    /// assert!(!event.is_set().await?);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As [`Proxy::call`].
@@ -465,6 +500,19 @@ impl BarrierProxy {
     }
 
     /// Makes the barrier usable again. Callers that wait fail with `BrokenBarrier`.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let barrier = manager.barrier(2).await?;
+    /// assert_eq!(barrier.parties().await?, 2);
+    /// barrier.abort().await?;
+    /// assert!(barrier.is_broken().await?);
+    /// barrier.reset().await?;
+    /// assert!(!barrier.is_broken().await?);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As [`Proxy::call`].

@@ -126,6 +126,16 @@ impl<T> Proxy<T> {
     }
 
     /// Returns `true` if both are handles of one object.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let total = manager.create(|| 0_u32, ()).await?;
+    /// assert!(total.is_same_object(&total.clone()));
+    /// assert!(!total.is_same_object(&manager.create(|| 0_u32, ()).await?));
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn is_same_object(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.handle.link, &other.handle.link) && self.handle.object == other.handle.object
     }
