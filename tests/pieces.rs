@@ -2484,6 +2484,35 @@ mod supervision {
         drop(runtime);
     }
 
+    #[tokio::test]
+    async fn a_forked_process_that_drops_its_copies_leaves_the_children_alone() {
+        let alone = async || {
+            let child = Process::builder().restart(often()).spawn(std::future::pending::<()>, ()).unwrap();
+            let mut group = Group::new();
+            let member = group.spawn(std::future::pending::<()>, ()).unwrap().pid();
+            let pid = child.pid().unwrap();
+            // SAFETY: the process that is made drops what leaves locks and runtimes alone, and ends by `_exit` or a signal.
+            match unsafe { libc::fork() } {
+                0 => {
+                    // SAFETY: it has no precondition.
+                    unsafe { libc::alarm(20) };
+                    drop((child, group));
+                    // SAFETY: it ends the process.
+                    unsafe { libc::_exit(0) }
+                }
+                forked => {
+                    let mut status = -1;
+                    // SAFETY: waits for the process that was just made.
+                    unsafe { libc::waitpid(forked, &mut status, 0) };
+                    assert_eq!(status, 0);
+                }
+            }
+            tokio::time::sleep(SHORT).await;
+            assert!(!is_gone(pid) && !is_gone(member) && child.restarts() == 0 && group.len() == 1);
+        };
+        in_child(alone, ()).await;
+    }
+
     #[test]
     fn the_end_of_its_runtime_ends_the_child() {
         let _deadline = Deadline::start();
