@@ -33,6 +33,35 @@ fn under_valgrind_a_parent_has_children_queues_and_a_pool_and_there_is_no_error(
     assert!(output.status.success() && text.contains("all of it has run") && !text.contains("uninitialised"), "{text}");
 }
 
+/// They are drawn by `benches/peers/growth.py`, of what `cargo bench --bench growth` prints.
+#[test]
+fn the_plots_of_growth_are_drawn_from_its_figures_and_nothing_else_is() {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("growth-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let figures = directory.join("figures");
+    let draw = |text: &str| {
+        std::fs::write(&figures, text).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/growth.py");
+        Command::new("python3").arg(script).arg("--from").arg(&figures).arg("--to").arg(&directory).output()
+    };
+    let good = "workers\tmap, an item\t2\t1e-7\nworkers\tmap, an item\t1024\t1.5e-7\nworkers\tapply\t2\t3e-6\n";
+    let Ok(output) = draw(good) else {
+        return eprintln!("SKIPPED: there is no python3 here");
+    };
+    assert!(output.status.success(), "{}", text_of(&output));
+    let picture = std::fs::read_to_string(directory.join("workers.svg")).unwrap();
+    assert_eq!((picture.matches("<polyline").count(), picture.matches("<circle").count()), (2, 3), "{picture}");
+    for text in ["map, an item", "apply", "100 ns", "10 µs", "1024"] {
+        assert!(picture.contains(text), "{text}: {picture}");
+    }
+    assert_eq!(std::fs::read_to_string(directory.join("figures.tsv")).unwrap(), good);
+    for bad in ["", "workers\tx\t2", "nothing\tx\t2\t1", "workers\tx\t0\t1", "workers\tx\t2\t0", "workers\tx\t2\tnan"] {
+        let output = draw(bad).unwrap();
+        assert!(!output.status.success(), "{bad:?}: {}", text_of(&output));
+    }
+    let _ = std::fs::remove_dir_all(directory);
+}
+
 #[tokio::test]
 #[ignore = "the other test runs it, under valgrind"]
 async fn valgrind_scenario() -> mp::Result<()> {

@@ -159,6 +159,32 @@ fn a_file_that_cannot_be_read_is_a_line_and_exit_code_1_and_no_stop() {
 }
 
 #[test]
+fn stats_end_with_a_lane_for_each_worker_and_a_bar_for_each_time() {
+    let place = Place::new("stats");
+    place.hole(64 << 20);
+    (0..200).for_each(|n| fs::write(place.tree().join(n.to_string()), vec![b'x'; 20_000]).unwrap());
+    let output = place.run(&["-q".as_ref(), "--stats".as_ref(), "-j".as_ref(), "2".as_ref(), place.tree().as_ref()]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && output.stdout.split(|byte| *byte == b'\n').count() == 202, "{stderr}");
+    let (lanes, bars) = stderr.split_once("how long batches of files took\n").expect("two pictures");
+    let inside = |line: &str| line.split('|').nth(1).map(str::to_string);
+    let lanes: Vec<_> = lanes.lines().filter(|line| line.contains('|')).collect();
+    assert!((1..=2).contains(&lanes.len()), "{stderr}");
+    for lane in &lanes {
+        let drawn = inside(lane).unwrap();
+        assert!(drawn.chars().count() == 60 && drawn.contains(|level| ('▁'..='█').contains(&level)), "{stderr}");
+        assert!(lane.contains(" %, ") && lane.ends_with(" batches"), "{stderr}");
+    }
+    let batches = |line: &str| line.rsplit(' ').nth(1).unwrap().parse::<u32>().unwrap();
+    let counts = bars.lines().map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap());
+    assert_eq!(counts.sum::<u32>(), lanes.iter().map(|line| batches(line)).sum::<u32>(), "{stderr}");
+    assert!(
+        bars.lines().any(|line| inside(line).unwrap() == "█".repeat(60)),
+        "the longest is as long as can be: {stderr}"
+    );
+}
+
+#[test]
 fn a_killed_worker_costs_nothing_but_time() {
     let place = Place::new("killed-worker");
     let hole = place.hole(256 << 20);
@@ -243,7 +269,7 @@ fn killed_it_leaves_nothing_either() {
 #[test]
 fn wrong_usage_is_exit_code_2_and_the_usage_on_stderr() {
     let place = Place::new("usage");
-    for arguments in [&[][..], &["-q"], &["-j", "0", "."], &["-j"], &["--surprise", "."]] {
+    for arguments in [&[][..], &["-q"], &["-j", "0", "."], &["-j"], &["--stats"], &["--surprise", "."]] {
         let output = place.run(&arguments.iter().map(OsStr::new).collect::<Vec<_>>());
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && stderr.contains("usage: treesum"), "{arguments:?}: {stderr}");

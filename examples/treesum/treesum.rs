@@ -21,6 +21,7 @@ use multiprocess::{self as mp, Pool};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::future::ready;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Read, Write};
@@ -33,14 +34,15 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 const USAGE: &str = "\
-usage: treesum [-j N] [-q] [--cluster URL] [--] DIR..
+usage: treesum [-j N] [-q] [--stats] [--cluster URL] [--] DIR..
        treesum [-j N] --serve URL
 
 Prints a line like sha256sum's for every regular file below each DIR, sorted by path.
 Symbolic links are not followed, unless a DIR itself is one.
 
-  -j N  that many worker processes (default: one per CPU)
-  -q    no progress and no summary
+  -j N           that many worker processes (default: one per CPU)
+  -q             no progress and no summary
+  --stats        at the end a picture of what each worker did, and how long batches of files took
   --cluster URL  have the machines sum that serve at URL, as nats://HOST:PORT/POOL
   --serve URL    sum for others at URL until SIGTERM; then finish what has begun
 
@@ -115,6 +117,7 @@ async fn treesum(options: Options) -> mp::Result<ExitCode> {
     let progress = Progress::new(options.quiet, found);
     let mut digests = Vec::new();
     let mut busy = Duration::ZERO;
+    let mut picture = options.stats.then(|| Picture::new(Instant::now()));
 
     let answers = news
         .filter_map(|batch| ready(batch.map_err(|(path, error)| progress.complain(&path, error)).ok()))
@@ -138,6 +141,7 @@ async fn treesum(options: Options) -> mp::Result<ExitCode> {
         match answer {
             Ok(sums) => {
                 busy += sums.busy;
+                picture.iter_mut().for_each(|picture| picture.add(&sums, Instant::now()));
                 for (path, outcome) in batch.paths.into_iter().zip(sums.outcomes) {
                     match outcome {
                         Ok(digest) => digests.push((path, digest)),
@@ -151,6 +155,9 @@ async fn treesum(options: Options) -> mp::Result<ExitCode> {
 
     digests.sort_unstable();
     progress.summarise(digests.len(), busy, pool.workers());
+    if let Some(picture) = picture {
+        eprint!("{}", picture.drawn(Instant::now()));
+    }
     on_a_thread(move || print(&digests)).await?;
     Ok(if progress.failures.get() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -179,6 +186,9 @@ struct Sums {
     outcomes: Vec<Result<[u8; 32], String>>,
     /// What it took without waiting for a CPU: one process alone would need at least as long.
     busy: Duration,
+    /// What it took in all, and where.
+    took: Duration,
+    worker: u32,
 }
 
 /// After so many bytes a worker tells how far it is.
@@ -208,7 +218,9 @@ fn sum_files(paths: Vec<OsString>) -> Sums {
     let mut meter = Meter::default();
     let outcomes = paths.iter().map(|path| sum_file(path, &mut buffer, &mut meter).map_err(|error| error.to_string()));
     let outcomes = outcomes.collect();
-    Sums { outcomes, busy: started.elapsed().saturating_sub(waited_for_a_cpu().saturating_sub(waited)) }
+    let took = started.elapsed();
+    let busy = took.saturating_sub(waited_for_a_cpu().saturating_sub(waited));
+    Sums { outcomes, busy, took, worker: std::process::id() }
 }
 
 fn sum_file(path: &OsStr, buffer: &mut [u8], meter: &mut Meter) -> io::Result<[u8; 32]> {
@@ -450,6 +462,70 @@ impl Progress {
     }
 }
 
+/// What `--stats` draws: from when to when each worker had a batch, as the answers told.
+struct Picture {
+    started: Instant,
+    /// By worker.
+    batches: BTreeMap<u32, Vec<(Duration, Duration)>>,
+}
+
+/// The width of a lane, and of the longest bar.
+const COLUMNS: usize = 60;
+/// So many workers have a lane.
+const LANES: usize = 32;
+
+impl Picture {
+    fn new(started: Instant) -> Self {
+        Self { started, batches: BTreeMap::new() }
+    }
+
+    /// The answer has come just now.
+    fn add(&mut self, sums: &Sums, now: Instant) {
+        let end = now - self.started;
+        self.batches.entry(sums.worker).or_default().push((end.saturating_sub(sums.took), end));
+    }
+
+    fn drawn(&self, now: Instant) -> String {
+        let all = now - self.started;
+        let mut text =
+            format!("\ntreesum: what each worker did in {all:.2?}, from left to right (the higher, the busier)\n");
+        for (worker, batches) in self.batches.iter().take(LANES) {
+            let busy: Duration = batches.iter().map(|(from, to)| to.saturating_sub(*from)).sum();
+            let share = (100.0 * busy.as_secs_f64() / all.as_secs_f64()).min(100.0);
+            text += &format!("{worker:>9} |{}| {share:3.0} %, {} batches\n", lane(batches, all), batches.len());
+        }
+        if self.batches.len() > LANES {
+            text += &format!("          and {} more\n", self.batches.len() - LANES);
+        }
+        text += "\ntreesum: how long batches of files took\n";
+        let times = self.batches.values().flatten().map(|(from, to)| to.saturating_sub(*from));
+        let mut counts = BTreeMap::<u32, usize>::new();
+        times.for_each(|time| *counts.entry((time.as_micros().max(1) as u64).ilog2()).or_default() += 1);
+        let (first, last) = (counts.keys().next().copied().unwrap_or(0), counts.keys().last().copied().unwrap_or(0));
+        let most = counts.values().copied().max().unwrap_or(1);
+        for bucket in first..=last {
+            let count = counts.get(&bucket).copied().unwrap_or(0);
+            let limit = format!("{:?}", Duration::from_micros(2 << bucket));
+            text += &format!("{limit:>12} |{:<COLUMNS$}| {count}\n", "█".repeat((count * COLUMNS).div_ceil(most)));
+        }
+        text
+    }
+}
+
+/// How busy a worker was in each part of the time.
+fn lane(batches: &[(Duration, Duration)], all: Duration) -> String {
+    const LEVELS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let column = all.as_secs_f64() / COLUMNS as f64;
+    let mut shares = [0.0_f64; COLUMNS];
+    for (from, to) in batches.iter().map(|(from, to)| (from.as_secs_f64() / column, to.as_secs_f64() / column)) {
+        for (at, share) in shares.iter_mut().enumerate().take(to.ceil() as usize).skip(from as usize) {
+            *share += (to.min(at as f64 + 1.0) - from.max(at as f64)).max(0.0);
+        }
+    }
+    // What took any time at all is seen.
+    shares.map(|share| LEVELS[(share.min(1.0) * 8.0).ceil() as usize]).into_iter().collect()
+}
+
 fn rate(bytes: u64, time: Duration) -> String {
     format!("{}/s", size(bytes as f64 / time.as_secs_f64()))
 }
@@ -496,6 +572,7 @@ async fn on_a_thread<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send
 struct Options {
     workers: usize,
     quiet: bool,
+    stats: bool,
     cluster: Option<String>,
     serve: Option<String>,
     roots: Vec<PathBuf>,
@@ -503,12 +580,13 @@ struct Options {
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, String> {
-        let mut options =
-            Self { workers: mp::cpu_count(), quiet: false, cluster: None, serve: None, roots: Vec::new() };
+        let workers = mp::cpu_count();
+        let mut options = Self { workers, quiet: false, stats: false, cluster: None, serve: None, roots: Vec::new() };
         while let Some(argument) = arguments.next() {
             match argument.to_str() {
                 Some("--") => options.roots.extend(arguments.by_ref().map(PathBuf::from)),
                 Some("-q") => options.quiet = true,
+                Some("--stats") => options.stats = true,
                 Some(option @ ("--cluster" | "--serve")) => {
                     let url = arguments.next().and_then(|url| url.into_string().ok());
                     let url = url.ok_or_else(|| format!("treesum: {option} needs a URL\n\n"))?;
