@@ -24,7 +24,15 @@ use std::time::Duration;
 /// A value that queues and pipes carry: a serde value that owns its contents.
 ///
 /// It is implemented for all such types.
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` cannot be sent to another process",
+    label = "a `{Self}` cannot be sent",
+    note = "an item is owned and must be `Serialize + DeserializeOwned + Send + 'static`: use `String` for `&str`, `Vec<T>` for `&[T]`, and derive serde's traits for your own types",
+    note = "a `File`, a socket or another descriptor travels as `multiprocess::Fd`; instead of a channel of std or tokio use `multiprocess::Queue`, instead of a mutex or its guard `multiprocess::Lock` or `multiprocess::Value`",
+    note = "a `Pool`, a `Process` and a guard stay in their process"
+)]
 pub trait Item: Serialize + DeserializeOwned + Send + 'static {}
+#[diagnostic::do_not_recommend]
 impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 
 /// A first-in, first-out queue between processes, for any number of producers and consumers.

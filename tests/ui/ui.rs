@@ -5,16 +5,19 @@ fn mistakes_are_compile_errors_with_advice() {
     let tests = trybuild::TestCases::new();
     tests.pass("pass.rs");
     for mistake in [
+        "anyhow",
         "arguments",
         "borrowed",
         "captures",
         "captures_string",
+        "channels",
         "method",
         "pointer",
         "result",
         "starmap",
         "stays",
         "thirteen",
+        "untyped",
     ] {
         tests.compile_fail(format!("{mistake}.rs"));
     }
