@@ -195,6 +195,7 @@ impl Drop for Arrived {
 
 /// Attaches a descriptor to the value being encoded on this thread.
 pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32, E> {
+    refuse_attempt::<E>()?;
     let Context::Encoding(from) = CONTEXT.get() else {
         return Err(E::custom(format_args!(
             "a handle can only be serialised on its way to another process: as an argument, a result, or through a \
@@ -209,6 +210,12 @@ pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32,
         (leaving.len() - from) as u32 - 1
     });
     pushed.map_err(|_| E::custom("a thread that ends has no place for what rides along with a value"))
+}
+
+/// Fails in a serializer that may be followed by another, which writes the same value again. Handles ask before they do anything
+/// that must not be done twice.
+pub(crate) fn refuse_attempt<E: serde::ser::Error>() -> Result<(), E> {
+    if format::is_attempt::<E>() { Err(E::custom("a handle is no row of numbers")) } else { Ok(()) }
 }
 
 /// Returns `true` if `D` reads the message itself, so that each part of it is read once.
@@ -402,6 +409,65 @@ mod tests {
             panic!()
         };
         check(reader, end);
+    }
+
+    /// Three numbers in a message. The type of the last one is asked for by the first.
+    struct ByValue(bool, Fd<PipeWriter>, u64);
+
+    impl Serialize for ByValue {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            (self.0, &self.1, self.2 as u32).serialize(serializer)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for ByValue {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Parts;
+            impl<'de> serde::de::Visitor<'de> for Parts {
+                type Value = ByValue;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("three parts")
+                }
+                fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<ByValue, A::Error> {
+                    let (is_wide, end) = (seq.next_element()?.unwrap(), seq.next_element()?.unwrap());
+                    let number = match is_wide {
+                        true => seq.next_element::<u64>()?,
+                        false => seq.next_element::<u32>()?.map(u64::from),
+                    };
+                    Ok(ByValue(is_wide, end, number.unwrap()))
+                }
+            }
+            deserializer.deserialize_tuple(3, Parts)
+        }
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum RowOrEnd {
+        Row(bool, u32),
+        End(Fd<PipeWriter>, u32),
+    }
+
+    #[test]
+    fn descriptor_in_a_list_of_numbers_is_attached_once() {
+        let (_reader, end) = pipe();
+        let mut list: Vec<_> = (0..12).map(|n| RowOrEnd::Row(true, n)).collect();
+        list.insert(9, RowOrEnd::End(end, 7));
+        let encoded = EncodedMessage::of(&list).unwrap();
+        assert_eq!(encoded.attachments().len(), 1);
+        let list: Vec<RowOrEnd> = decode(encoded.open().unwrap()).unwrap();
+        assert!(matches!(list[9], RowOrEnd::End(_, 7)) && list.len() == 13);
+    }
+
+    #[test]
+    fn descriptors_in_rows_arrive_whatever_the_type_of_a_row_asks_for() {
+        for wide in [&[][..], &[0], &[1], &[11], &[3, 7]] {
+            let (readers, ends): (Vec<_>, Vec<_>) = (0..12).map(|_| pipe()).unzip();
+            let rows = ends.into_iter().enumerate().map(|(n, end)| ByValue(wide.contains(&n), end, n as u64));
+            let arrived = back(rows.collect::<Vec<_>>());
+            assert_eq!(arrived.iter().map(|row| row.2).collect::<Vec<_>>(), (0..12).collect::<Vec<_>>());
+            readers.into_iter().zip(arrived).for_each(|(reader, ByValue(_, end, _))| check(reader, end));
+        }
     }
 
     #[test]

@@ -116,6 +116,7 @@ impl Drop for Arriving {
 
 /// The serde form of a handle that others may have too.
 pub(crate) fn serialize<S: Serializer>(handle: &Arc<Handle>, serializer: S) -> Result<S::Ok, S::Error> {
+    attach::refuse_attempt::<S::Error>()?;
     let kept = || -> Kept { handle.clone() };
     let failed = |why: String| serde::ser::Error::custom(format_args!("a handle cannot leave: {why}"));
     match marshal::leave(handle.link.id, handle.object, Arc::as_ptr(&handle.link).cast(), kept) {

@@ -86,12 +86,10 @@ fn stack_of_levels<T>(depth: u32) -> usize {
     depth as usize * STACK_OF_LEVEL + of_values
 }
 
-/// Returns `true` if `D` reads each part of a message once, from the message itself.
+/// Returns `true` if `D` reads each part of a message once, from the message itself. Rows may be read a second time, so there are
+/// no handles in them: see `rows::is_attempt`.
 pub(crate) fn reads_once<D>() -> bool {
-    let reader = identity::id_of::<D>();
-    reader == identity::id_of::<&mut Reader<'_>>()
-        || reader == identity::id_of::<&mut Reader<'_, true>>()
-        || reader == identity::id_of::<&mut RowReader<'_, '_>>()
+    identity::id_of::<D>() == identity::id_of::<&mut Reader<'_>>()
 }
 
 /// A row of the table.

@@ -39,6 +39,7 @@ mod visitors;
 
 pub(super) use de::{from_parted, from_slice, reads_once};
 pub(super) use parts::Parted;
+pub(super) use rows::is_attempt;
 pub(super) use ser::append;
 
 use std::fmt;

@@ -8,6 +8,7 @@
 
 use super::names::Names;
 use super::{fail, run, tag};
+use crate::os::identity;
 use serde::ser::{Impossible, Serialize, Serializer};
 use std::fmt;
 
@@ -209,6 +210,12 @@ pub(super) fn with_part(parts: u64, code: u8) -> u64 {
 /// A value is no row like the others.
 #[derive(Debug)]
 pub(super) struct Other;
+
+/// Returns `true` if `E` is the error of a serializer that only tries whether a value is a row, and may be followed by another:
+/// what serialising the value brings about besides its bytes must not happen twice, so handles fail there.
+pub(crate) fn is_attempt<E>() -> bool {
+    identity::id_of::<E>() == identity::id_of::<Other>()
+}
 
 impl fmt::Display for Other {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
