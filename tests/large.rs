@@ -77,6 +77,13 @@ impl Large for Holds {
     }
 }
 
+/// Decoded from a buffer: it has no large part.
+impl Large for Vec<String> {
+    fn of(mib: usize) -> Self {
+        vec!["x".repeat(1000); mib * MIB / 1024]
+    }
+}
+
 /// How many MiB this process has had at most since then, beyond what it had then.
 struct Since(usize);
 
@@ -215,6 +222,7 @@ async fn large_value_takes_no_more_memory_than_documented() -> mp::Result<()> {
     let _deadline = Deadline::after(Duration::from_secs(180));
     check_peaks_of::<(i32, Vec<u8>)>().await?;
     check_peaks_of::<Vec<f64>>().await?;
+    check_peaks_of::<Vec<String>>().await?;
     check_peaks_of::<Holds>().await
 }
 

@@ -330,6 +330,10 @@ impl Bytes for Extent {
         view::append(&self.map, segment::HEAD_LEN as usize + at, len, to);
     }
 
+    fn forget(&self, at: usize, len: usize) {
+        self.map.forget_part(segment::HEAD_LEN as usize + at, len);
+    }
+
     #[cfg(not(multiprocess_loom))]
     fn read_numbers<N: bytemuck::Pod>(&self, at: usize, len: usize, to: &mut Vec<N>) {
         view::append(&self.map, segment::HEAD_LEN as usize + at, len, to);

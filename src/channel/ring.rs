@@ -728,6 +728,7 @@ impl Ring {
         fault::point("get.noted");
         if needs_memory {
             segment.give_back_when_drained();
+            segment.forget_payload(head, record);
         }
         segment.consume(head, record);
         fault::point("get.consumed");

@@ -94,6 +94,8 @@ pub(super) trait Bytes {
         self.read(at, len, &mut bytes);
         to.extend(bytes.chunks_exact(size_of::<N>()).map(bytemuck::pod_read_unaligned::<N>));
     }
+    /// This process needs `len` bytes at `at` no more. They keep their memory.
+    fn forget(&self, _at: usize, _len: usize) {}
 }
 
 /// The header before each record: its length, the number of its descriptors, and the number under which they were sent.
@@ -346,6 +348,16 @@ impl<B: Bytes> Segment<'_, B> {
     /// The payload of the record at `head`.
     pub(super) fn read_payload(&self, head: Mark, record: RecordHead, to: &mut Vec<u8>) {
         self.read_part(head, record, 0, record.len as usize, to);
+    }
+
+    /// This process has copied it, and needs it no more where it is shared.
+    pub(super) fn forget_payload(&self, head: Mark, record: RecordHead) {
+        let (position, before) = record.payload(head.position);
+        let (size, len) = (self.capacity as usize * UNIT, record.len as usize);
+        let at = (self.offset(position) as usize * UNIT + before) & (size - 1);
+        let first = len.min(size - at);
+        self.bytes.forget(at, first);
+        self.bytes.forget(0, len - first);
     }
 
     /// `len` bytes of that, from the `skip`th on.

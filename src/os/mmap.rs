@@ -64,6 +64,21 @@ impl Map {
             let _ = rustix::mm::madvise(start, end - at, rustix::mm::Advice::LinuxPopulateWrite);
         }
     }
+
+    /// Lets go of the whole pages among `len` bytes from `at` on. They stay in the file, and are no memory of this process
+    /// until it touches them again.
+    pub(crate) fn forget_part(&self, at: usize, len: usize) {
+        let page = rustix::param::page_size();
+        let end = at.saturating_add(len).min(self.len) / page * page;
+        let at = at.next_multiple_of(page);
+        if at < end {
+            // SAFETY: the range is in our own mapping, which is shared: no byte of it changes.
+            unsafe {
+                let start = self.start.as_ptr().add(at).cast();
+                let _ = rustix::mm::madvise(start, end - at, rustix::mm::Advice::LinuxDontNeed);
+            }
+        }
+    }
 }
 
 impl Drop for Map {

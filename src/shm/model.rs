@@ -120,6 +120,8 @@ impl Map {
 
     pub(crate) fn populate_part(&self, _at: usize, _len: usize) {}
 
+    pub(crate) fn forget_part(&self, _at: usize, _len: usize) {}
+
     fn unit(&self, at: usize) -> &Plain<[u8; 8]> {
         &self.units[(at - HEAD) / 8]
     }

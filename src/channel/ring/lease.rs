@@ -163,6 +163,7 @@ impl Ring {
         fault::point("lease.kept");
         if needs_memory {
             segment.give_back_when_drained();
+            segment.forget_payload(head, record);
         }
         segment.consume(head, record);
         fault::point("lease.consumed");
