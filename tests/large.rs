@@ -219,7 +219,7 @@ async fn check_peaks_of<T: Large>() -> mp::Result<()> {
 #[tokio::test]
 async fn large_value_takes_no_more_memory_than_documented() -> mp::Result<()> {
     let Some(_memory) = memory(2 << 10).await else { return Ok(()) };
-    let _deadline = Deadline::after(Duration::from_secs(180));
+    let _deadline = Deadline::after(Duration::from_secs(400));
     check_peaks_of::<(i32, Vec<u8>)>().await?;
     check_peaks_of::<Vec<f64>>().await?;
     check_peaks_of::<Vec<String>>().await?;

@@ -5,13 +5,18 @@
 /// A visitor that wraps one of serde's is another.
 pub(super) fn is_derived<V>() -> bool {
     let name = std::any::type_name::<V>();
-    let mut depth = 0;
-    let start_of_arguments = name.rfind(|char| {
-        depth += i32::from(char == '>') - i32::from(char == '<');
-        char == '<' && depth == 0
-    });
-    let path = start_of_arguments.filter(|_| name.ends_with('>')).map_or(name, |at| &name[..at]);
+    let path = if name.ends_with('>') { without_arguments(name) } else { name };
     path.ends_with("::__Visitor")
+}
+
+/// The path of a type whose name ends with generic arguments.
+fn without_arguments(name: &str) -> &str {
+    let mut depth = 0;
+    let start = name.bytes().rposition(|byte| {
+        depth += i32::from(byte == b'>') - i32::from(byte == b'<');
+        byte == b'<' && depth == 0
+    });
+    start.map_or(name, |at| &name[..at])
 }
 
 /// Returns `true` if `V` is the visitor of serde's own buffer, of its copy in `serde_with`, or one of `erased-serde`, which may hide the first. The buffer

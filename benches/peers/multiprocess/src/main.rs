@@ -381,6 +381,15 @@ async fn small_rate<T: Small>(queue: Queue<T>, producers: u64) -> f64 {
     rate
 }
 
+/// The time of W5 with a struct of named fields, by that with an array of as many numbers. They take turns.
+async fn named_by_bounded() -> Metrics {
+    let mut ratios = Vec::new();
+    for _ in 0..RUNS {
+        ratios.push(small_rate(bounded::<Message>(), 1).await / small_rate(bounded::<values::Eight>(), 1).await);
+    }
+    vec![("ratio", quantile(&ratios, 0.5))]
+}
+
 trait Large: From<Vec<u8>> + Deref<Target = [u8]> + Serialize + DeserializeOwned + Debug + Send + Sync + 'static {}
 impl Large for Bytes {}
 impl Large for Vec<u8> {}
@@ -678,6 +687,7 @@ fn main() {
             case("W22", "apply_64", tasks::apply),
             case("W22", "apply_beside_map", tasks::beside_map),
             case("W18", "apply", tasks::as_they_arrive),
+            case("W17", "queue_of_eight", || block_on(named_by_bounded())),
             case("W17", "pair_bytes_1_mib", values::pair_bytes::<1>),
             case("W17", "pair_bytes_16_mib", values::pair_bytes::<16>),
             case("W17", "pair_f64_1_mib", values::pair_f64::<1>),
