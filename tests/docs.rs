@@ -201,6 +201,244 @@ fn the_figures_of_the_readme_are_those_that_the_check_enforces() {
     assert!(readme.lines().count() < 150);
 }
 
+/// What cargo prints for these arguments; nothing where it cannot, because a crate is not to be had here.
+fn cargo(arguments: &[&str]) -> Option<String> {
+    let output = Command::new(env!("CARGO")).args(arguments).arg("--locked").current_dir(root()).output().unwrap();
+    if !output.status.success() {
+        eprintln!("SKIPPED: cargo {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        return None;
+    }
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// The crates, by name and version, that a user compiles with a feature of ours.
+fn crates_with(feature: &str) -> Option<BTreeSet<(String, String)>> {
+    let tree = ["tree", "--package", "multiprocess", "--edges", "normal", "--prefix", "none", "--format", "{p}"];
+    let text = cargo(&[&tree[..], &["--features", feature]].concat())?;
+    let crates = text.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        Some((words.next()?.to_owned(), words.next()?.trim_start_matches('v').to_owned()))
+    });
+    Some(crates.collect())
+}
+
+/// The table of features: of each the Rust version that its crates ask for and the crates that it adds, and the sentence that the README has of these.
+struct Features {
+    table: String,
+    sentences: Vec<(String, String)>,
+}
+
+impl Features {
+    fn compute() -> Option<Self> {
+        let metadata = cargo(&[
+            "metadata",
+            "--all-features",
+            "--format-version",
+            "1",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ])?;
+        let metadata: serde_json::Value = serde_json::from_str(&metadata).unwrap();
+        let packages = metadata["packages"].as_array().unwrap();
+        let text = |package: &serde_json::Value, key: &str| package[key].as_str().unwrap_or("0").to_owned();
+        let version = |rust: &str| {
+            let mut numbers = rust.split('.').map(|number| number.parse::<u32>().unwrap());
+            (numbers.next().unwrap(), numbers.next().unwrap_or(0))
+        };
+        let needs: BTreeMap<_, _> = packages
+            .iter()
+            .map(|package| {
+                let key = (text(package, "name"), text(package, "version"));
+                (key, version(&text(package, "rust_version")))
+            })
+            .collect();
+        let own = packages.iter().find(|package| package["name"] == "multiprocess").unwrap();
+        let stated = version(&text(own, "rust_version"));
+        let features = own["features"].as_object().unwrap();
+
+        let bare = crates_with("default")?;
+        let (mut table, mut sentences) =
+            (String::from("| feature | Rust | crates | which |\n|---|---|---|---|\n"), vec![]);
+        let mut names: Vec<_> = features.keys().collect();
+        names.sort_by_key(|name| *name != "default");
+        for feature in names {
+            let crates = crates_with(feature)?;
+            // One that builds on another of ours says what it adds to that.
+            let below = features[feature].as_array().unwrap().iter().filter_map(serde_json::Value::as_str);
+            let base = below.filter(|name| features.contains_key(*name)).next_back();
+            let before = base.map_or(Some(bare.clone()), crates_with)?;
+            let newest = crates.iter().map(|each| needs[each]).max().unwrap();
+            let rust = format!("{}.{}", newest.0, newest.1);
+            let is_bare = feature == "default";
+            let added: Vec<_> = crates.iter().filter(|each| is_bare || !before.contains(*each)).collect();
+            let names: BTreeSet<_> =
+                added.iter().map(|(name, _)| &**name).filter(|name| *name != "multiprocess").collect();
+            let count = added.iter().filter(|(name, _)| name != "multiprocess").count();
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            let label = if is_bare { "none".into() } else { format!("`{feature}`") };
+            let on_top = base.map_or(String::new(), |base| format!(" than `{base}`"));
+            let count = if is_bare { count.to_string() } else { format!("{count} more{on_top}") };
+            table += &format!("| {label} | {rust} | {count} | {names} |\n");
+            if is_bare {
+                assert_eq!(newest, stated, "`rust-version` of Cargo.toml and what the crates without features ask for");
+            } else {
+                let newer = if newest > stated { format!("Rust {rust}, ") } else { String::new() };
+                sentences.push((label, format!("{newer}{count}")));
+            }
+        }
+        Some(Self { table, sentences })
+    }
+}
+
+#[test]
+fn rust_version_and_crates_of_each_feature_are_those_of_the_dependency_tree() {
+    const PAGE: &str = "docs/guide/where-it-runs.md";
+    const BEGIN: &str = "<!-- computed by tests/docs.rs -->\n\n";
+    let Some(computed) = Features::compute() else { return };
+    let page = read(PAGE);
+    let (head, rest) = page.split_once(BEGIN).expect("the mark of the table");
+    let (stated, tail) = rest.split_once("\n\n").unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(root().join(PAGE), format!("{head}{BEGIN}{}\n{tail}", computed.table)).unwrap();
+    } else {
+        let stated = format!("{stated}\n");
+        assert_eq!(stated, computed.table, "`UPDATE_DOCS=1 cargo test --test docs` writes {PAGE}");
+    }
+    let readme = read("README.md");
+    for (feature, sentence) in computed.sentences {
+        let row = readme.lines().find(|line| line.starts_with(&format!("| {feature} |")));
+        let row = row.unwrap_or_else(|| panic!("the README has no row of {feature}"));
+        assert!(row.ends_with(&format!("| {sentence} |")), "the README says {row:?}, and it is {sentence:?}");
+    }
+}
+
+/// The names that a module has for its users: those that its `mod.rs` re-exports, and its own functions and types.
+fn public_names(module: &Path) -> BTreeSet<String> {
+    let text = read(module);
+    let mut names = BTreeSet::new();
+    for statement in text.split("\npub use ").skip(1) {
+        let list = statement.split(';').next().unwrap();
+        let list = list.split_once('{').map_or(list, |(_, list)| list.trim_end_matches('}'));
+        names.extend(list.split(',').filter_map(|name| name.trim().rsplit("::").next()).map(str::to_owned));
+    }
+    for line in text.lines() {
+        let mut words = line.trim_start_matches("pub async ").trim_start_matches("pub ").split(' ');
+        let is_item = line.starts_with("pub ") && ["fn", "struct", "enum", "trait"].contains(&words.next().unwrap());
+        let name = words.next().and_then(|word| word.split(|c: char| !c.is_alphanumeric() && c != '_').next());
+        names.extend(name.filter(|_| is_item).map(str::to_owned));
+    }
+    names.remove("");
+    names
+}
+
+/// Types that programs have without their names, and the calls by which they have them; traits that are bounds only.
+const UNNAMED: [(&str, &str); 62] = [
+    ("ArrayGuard", "view_mut"),
+    ("AsyncResult", "apply_async"),
+    ("BarrierWaitResult", "is_leader"),
+    ("Bind", "Listener"),
+    ("BroadcastSender", "broadcast"),
+    ("ByteConnection", "connect"),
+    ("ByteReceiver", "connect"),
+    ("ByteSender", "connect"),
+    ("Call", "apply"),
+    ("Checkout", "checkout"),
+    ("ConditionGuard", "wait_for"),
+    ("Connect", "connect"),
+    ("CurrentTask", "current_task"),
+    ("DeadLetters", "dead_letters"),
+    ("Events", "events"),
+    ("Function", "spawn"),
+    ("Grant", "LockProxy"),
+    ("Integer", "fetch_add"),
+    ("Lease", "try_lease"),
+    ("LockError", "acquire"),
+    ("LockGuard", "acquire"),
+    ("Maker", "manager"),
+    ("ManagerBuilder", "authkey"),
+    ("ManagerConnect", "authkey"),
+    ("Map", "map"),
+    ("MapAsync", "map_async"),
+    ("Method", "call"),
+    ("OneshotReceiver", "oneshot"),
+    ("PanicInfo", "panic"),
+    ("ParentProcess", "parent_process"),
+    ("Permit", "forget"),
+    ("PoolBuilder", "max_waiting"),
+    ("PoolResponse", "oneshot"),
+    ("PoolService", "service"),
+    ("PoolStats", "stats"),
+    ("PoolTotals", "totals"),
+    ("ProcessBuilder", "start_method"),
+    ("ProcessInfo", "active_children"),
+    ("Proxy", "proxy"),
+    ("PutError", "put"),
+    ("QueueOf", "QueueSet"),
+    ("QueueSink", "sink"),
+    ("QueueStream", "stream"),
+    ("RLockGuard", "RLock"),
+    ("Replies", "replies"),
+    ("Results", "imap_stream"),
+    ("RetryIf", "retry_if"),
+    ("RwLockReadGuard", "RwLock"),
+    ("RwLockWriteGuard", "RwLock"),
+    ("SendError", "send"),
+    ("Shutdown", "not_begun"),
+    ("ShutdownSignal", "shutdown_signal"),
+    ("StateFunction", "with_state"),
+    ("StatePool", "with_state"),
+    ("StatePoolBuilder", "state"),
+    ("Supervised", "restarts"),
+    ("SupervisedBuilder", "restart"),
+    ("TryPutError", "try_put"),
+    ("ValueGuard", "Value"),
+    ("WatchSender", "watch"),
+    ("WithState", "with_state"),
+    ("WorkerStats", "workers"),
+];
+
+/// These need servers of NATS, certificates, a browser, or strangers to be kept out: a page of the guide has each, by this word.
+const IN_THE_GUIDE: [(&str, &str, &str); 10] = [
+    ("Address", "many-machines.md", "Address"),
+    ("Dashboard", "observing.md", "Dashboard"),
+    ("DashboardHandle", "observing.md", "dashboard"),
+    ("Exposed", "from-python.md", "Exposed"),
+    ("HostInfo", "many-machines.md", "HostInfo"),
+    ("Served", "many-machines.md", "Served"),
+    ("Serving", "many-machines.md", "Serving"),
+    ("Storage", "many-machines.md", "Storage"),
+    ("WorkerDeath", "observing.md", "deaths"),
+    ("rustls", "where-it-runs.md", "rustls"),
+];
+
+#[test]
+fn every_public_name_is_in_an_example() {
+    let words = |text: &str| -> BTreeSet<String> {
+        let is_other = |c: char| !c.is_alphanumeric() && c != '_';
+        text.split(is_other).map(str::to_owned).collect()
+    };
+    let programs: String = files_below(&root().join("examples"), "rs").iter().map(read).collect();
+    let programs = words(&programs);
+    let modules = fs::read_dir(root().join("src")).unwrap().map(|entry| entry.unwrap().path().join("mod.rs"));
+    let private = ["guide", "os", "shm", "wait"].map(|name| root().join("src").join(name).join("mod.rs"));
+    let names: BTreeSet<_> =
+        modules.filter(|path| path.exists() && !private.contains(path)).flat_map(|path| public_names(&path)).collect();
+    assert!(names.len() > 130 && names.contains("Queue") && names.contains("active_children"), "{names:?}");
+    let unnamed: BTreeMap<_, _> = UNNAMED.into_iter().collect();
+    let in_the_guide: BTreeMap<_, _> =
+        IN_THE_GUIDE.into_iter().map(|(name, page, word)| (name, (page, word))).collect();
+    let is_shown = |name: &&String| {
+        let made = unnamed.get(&***name).is_some_and(|call| programs.contains(*call));
+        let told = in_the_guide.get(&***name);
+        let told = told.is_some_and(|(page, word)| words(&read(Path::new("docs/guide").join(page))).contains(*word));
+        programs.contains(*name) || made || told
+    };
+    let missing: Vec<_> = names.iter().filter(|name| !is_shown(name)).collect();
+    assert!(missing.is_empty(), "in no example: {missing:?}");
+    let gone: Vec<_> = unnamed.keys().chain(in_the_guide.keys()).filter(|name| !names.contains(**name)).collect();
+    assert!(gone.is_empty(), "no public names (any more): {gone:?}");
+}
+
 #[test]
 fn each_type_has_a_place_in_a_module_and_at_the_root() {
     // Compiles only if both names are the same type.

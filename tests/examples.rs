@@ -25,11 +25,15 @@ const PICTURE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/mandelbrot.png");
 #[rustfmt::skip]
 const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("array_update", &[], Exactly("[100, 2, 3]\n")),
+    ("blackboard", &[], Exactly("[\"factor\", \"subject\"]: 6 lines, each answer whole: true\nthe sum is 63, of 3 marks\n")),
     ("cpu_count", &[], Each(1, 1, |line| line.parse().is_ok_and(|n: usize| n > 0))),
     ("cube", &[], Exactly("27\n")),
     ("daemon", &[], Each(1, 1_000, |line| line == "Running in background...")),
     ("double", &[], Exactly("10\n")),
     ("factorial", &[], Exactly("[1, 2, 6, 24, 120]\n")),
+    ("family", &[], Exactly("there are [\"shouter\"]\nIS ANYBODY THERE?\nits parent is this process: true\nthe sum is 10\n\
+                             a chain came back: true\nas an argument: Encode\nwith a limit of its own: true\nwith one for all that a future does: true\n\
+                             Panicked: by mistake\nsignal: 9 (SIGKILL)\nit was restarted 2 times\n")),
     ("five_workers", &[], Lines(&["Worker 0 is running", "Worker 1 is running", "Worker 2 is running",
                                   "Worker 3 is running", "Worker 4 is running"])),
     ("four_squares", &[], Exactly("[1, 4, 9, 16]\n")),
@@ -38,6 +42,8 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("lock_and_value", &[], Exactly("Final value: 5\n")),
     ("lock_counter", &[], Exactly("Final Counter: 5\n")),
     ("lock_execution", &[], Exactly("Locked execution\nLocked execution\nLocked execution\n")),
+    ("mail_room", &[], Exactly("4 letters came\nsomebody stamped the page: true\n\
+                                3 answers go out, and \"Dear ???\" does not\n")),
     ("mandelbrot", &[PICTURE], Each(1, 1, |line| line.starts_with("24 tiles of 480 x 320 pixels by "))),
     ("manager_list", &[], Exactly("[\"Hello\"]\n")),
     ("manager_remote", &[], Exactly("[\"hello\", \"there\"]\n")),
@@ -61,6 +67,10 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("queue_between_children", &[], Exactly("Hello from Process\n")),
     ("queue_hello", &[], Exactly("Hello from process\n")),
     ("spawn_cost", &[], Each(5, 5, |line| line.contains(" us"))),
+    ("spelling", &[], Exactly("misspelt: [\"qquick\", \"jumsp\"]\nof the first page: [\"qquick\"]\nwords: [true, false]\n\
+                               a task: true\nbegun at once, awaited later: [\"dogg\"]\nand of three pages: 2\n\
+                               call 1 of one worker: true\ncall 2 of one worker: true\ncall 3 of one worker: true\n\
+                               asked to stop, it did: true\nthrough the pipe: hello\nlost: 0, goodbyes: 3\nhere: true\n")),
     ("squares", &[], Exactly("[1, 4, 9, 16, 25]\n")),
     ("stations", &[], Exactly("station north is ready: true\nstation south is ready: true\nstation west is ready: true\neach has measured in both units\na station heard that a storm comes\n\
                                a station heard that a storm comes\na station heard that a storm comes\n\
@@ -76,6 +86,8 @@ const EXPECTED: &[(&str, &[&str], Prints)] = &[
     ("value_one", &[], Exactly("1\n")),
     ("web_service", &[], Exactly("a quick one: 200\nan endless one: 504\none that crashes: 500\n\
                                   50 crashes, meanwhile all health checks answered: true\nand a quick one: 200\n")),
+    ("workshop", &[], Exactly("20 pieces, 0 with two prices, the price is [11, 11] now\ntidied 3 levels deep\n\
+                               one key too many: true\n")),
     ("worker_process", &[], Exactly("Worker process\n")),
 ];
 
