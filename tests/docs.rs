@@ -264,8 +264,8 @@ impl Features {
         for feature in names {
             let crates = crates_with(feature)?;
             // One that builds on another of ours says what it adds to that.
-            let below = features[feature].as_array().unwrap().iter().filter_map(serde_json::Value::as_str);
-            let base = below.filter(|name| features.contains_key(*name)).next_back();
+            let mut below = features[feature].as_array().unwrap().iter().filter_map(serde_json::Value::as_str);
+            let base = below.rfind(|name| features.contains_key(*name));
             let before = base.map_or(Some(bare.clone()), crates_with)?;
             let newest = crates.iter().map(|each| needs[each]).max().unwrap();
             let rust = format!("{}.{}", newest.0, newest.1);
