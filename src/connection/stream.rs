@@ -121,6 +121,18 @@ impl ByteConnection {
 
     /// Returns the address of the other end: host and port for TCP; for a Unix socket the address that was connected to, or
     /// an empty text on the listener's side.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use multiprocess::connection::{Listener, connect};
+    /// let listener = Listener::bind("127.0.0.1:0").await?;
+    /// let client = connect(&listener.local_addr(), None).await?;
+    /// assert_eq!(client.peer_addr(), listener.local_addr());
+    /// let (sender, receiver) = client.split();
+    /// assert_eq!(sender.peer_addr(), receiver.peer_addr());
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
     pub fn peer_addr(&self) -> &str {
         &self.sender.peer
     }

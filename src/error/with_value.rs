@@ -28,6 +28,15 @@ macro_rules! returns_value {
             }
 
             /// Returns the error without the value.
+            ///
+            /// ```
+            /// # multiprocess::init();
+            /// let queue = multiprocess::Queue::bounded(1)?;
+            /// queue.try_put(1)?;
+            /// let error = queue.try_put(2).unwrap_err().into_error();
+            /// assert_eq!(error.kind(), multiprocess::ErrorKind::Full);
+            /// # Ok::<(), multiprocess::Error>(())
+            /// ```
             pub fn into_error(self) -> Error {
                 self.error
             }

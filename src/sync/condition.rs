@@ -371,6 +371,22 @@ impl Condition {
 
     /// Waits as [`wait`](Self::wait), but blocks this thread.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// let condition = multiprocess::Condition::new()?;
+    /// let guard = condition.blocking_lock()?;
+    /// let other = condition.clone();
+    /// let notifier = std::thread::spawn(move || {
+    ///     let guard = other.blocking_lock().unwrap(); // once the waiter has released it
+    ///     other.notify(1);
+    ///     drop(guard);
+    /// });
+    /// let guard = condition.blocking_wait(guard)?;
+    /// drop(guard);
+    /// notifier.join().unwrap();
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// Inside async code, as tokio's blocking calls do.
     ///

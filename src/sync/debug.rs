@@ -123,6 +123,16 @@ impl Object {
     }
 
     /// Returns how long it has been held, to a tick of the kernel's clock (1 to 10 ms). `None` for a writer.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// let lock = multiprocess::Lock::new()?;
+    /// let _guard = lock.try_acquire()?;
+    /// std::thread::sleep(std::time::Duration::from_millis(100));
+    /// let dump = multiprocess::debug::dump();
+    /// assert!(dump.objects()[0].held_for().unwrap().as_millis() >= 50);
+    /// # Ok::<(), multiprocess::Error>(())
+    /// ```
     pub fn held_for(&self) -> Option<Duration> {
         self.held_for
     }

@@ -730,6 +730,22 @@ impl ConditionProxy {
 
     /// Wakes all callers that wait.
     ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let condition = manager.condition().await?;
+    /// let held = condition.lock().await?;
+    /// let notify = async {
+    ///     let _held = condition.lock().await?; // once the other waits
+    ///     condition.notify(0).await?; // nobody
+    ///     condition.notify_all().await
+    /// };
+    /// let (held, notified) = futures::join!(condition.wait(held), notify);
+    /// drop((held?, notified?));
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn notify_all(&self) -> Result<()> {
