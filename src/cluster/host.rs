@@ -609,7 +609,12 @@ impl Service {
                 (self.contact + self.address.lease / 3, self.contact + BEAT, self.contact + LOOK);
         }
         if let Some(job) = self.jobs.get_mut(&key) {
-            if job.sequence != sequence {
+            if sequence < job.sequence {
+                // The stream was made anew, and the old copy went with the old one.
+                (job.sequence, job.reply) = (sequence, reply);
+                return;
+            }
+            if sequence > job.sequence {
                 // The stream has it twice; one copy is enough.
                 return self.say(reply, "+ACK".into()).await;
             }
@@ -618,15 +623,16 @@ impl Service {
             return;
         }
         if !self.host.may_ask(key.0, self.address.lease * LATER) {
+            // It may be there again: the answer to this tells.
             self.say_given_back(key, false).await;
-            return self.say_later(&reply).await;
+            return self.say_later(&reply, self.address.lease.min(PATIENCE)).await;
         }
         self.begin(key, tasks, (delivered, sequence), reply);
     }
 
     /// Gives a message back that is to be handed out again later: its submitter does not answer.
-    async fn say_later(&self, reply: &Subject) {
-        let delay = (self.address.lease * LATER).as_nanos();
+    async fn say_later(&self, reply: &Subject, delay: Duration) {
+        let delay = delay.as_nanos();
         self.say(reply.clone(), format!("-NAK {{\"delay\": {delay}}}").into()).await;
     }
 
@@ -728,7 +734,7 @@ impl Service {
             JobOutcome::Silent => {
                 self.say_given_back(key, false).await;
                 self.served.given_back += job.items as usize;
-                self.say_later(&job.reply).await;
+                self.say_later(&job.reply, self.address.lease * LATER).await;
             }
             JobOutcome::Closed { why, has_begun } => {
                 self.say_given_back(key, has_begun).await;
@@ -743,7 +749,12 @@ impl Service {
     /// Nobody was lost with it.
     async fn say_given_back(&self, (submitter, number): (u64, u64), has_begun: bool) {
         let held = HeldMessages { host: self.host.id, numbers: vec![number] };
-        self.say(self.names().of('s', submitter, if has_begun { "k" } else { "b" }), held.encode()).await;
+        let subject = self.names().of('s', submitter, if has_begun { "k" } else { "b" });
+        // Its answer shows that it is there.
+        let reply = self.names().of('h', self.host.id, &format!("n.{submitter:016x}"));
+        if self.is_connected() {
+            let _ = timeout(PATIENCE, self.host.client.publish_with_reply(subject, reply, held.encode())).await;
+        }
     }
 
     async fn give_back(&mut self, payload: &Bytes, reply: &Subject) {

@@ -10,7 +10,7 @@
 //! | killed | what follows |
 //! |---|---|
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
-//! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was |
+//! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was; if none asks, it is counted two leases later |
 //! | the server | all of it waits; after a reconnect what was not acknowledged is published again, under the same id |
 //! | the server, stopped and still connected | what waits fails once it has answered nothing for the address's `offline_timeout` |
 
@@ -26,6 +26,7 @@ use super::waiting::{at, finished};
 use crate::error::{Error, ErrorKind};
 use crate::os::sync::lock;
 use crate::pool::{EncodedResults, Histogram, Order, Orders, PoolStats, Taker};
+use async_nats::client::PublishErrorKind;
 use async_nats::{Client, HeaderMap, Message as Arrived, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -142,6 +143,7 @@ struct Outage {
 
 impl Outage {
     fn note(&mut self, failure: Failure) {
+        self.is_silence = false;
         self.since.get_or_insert_with(Instant::now);
         if failure.is_final {
             tracing::error!(error = %failure.error, "a cluster pool cannot work");
@@ -340,6 +342,10 @@ struct Session {
     event: UnboundedReceiver<SessionEvent>,
     /// Since when hosts of other builds only have been there, while something waits.
     strangers_since: Option<Instant>,
+    /// Since when nothing has kept the words of hosts from arriving, so that their silence counts.
+    listens: Instant,
+    /// Bytes that have come by the connection.
+    read: u64,
     /// When anything arrived last, from whomever. A server that is stopped keeps its connections, and says nothing.
     arrived: Instant,
     /// Since when the server has been asked for an echo, without one, and when it was asked last.
@@ -376,6 +382,8 @@ impl Session {
             events,
             event,
             strangers_since: None,
+            listens: Instant::now(),
+            read: 0,
             arrived: Instant::now(),
             silent_since: None,
             echo_asked: Instant::now(),
@@ -471,6 +479,7 @@ impl Session {
             Notice::Disconnected => {
                 let since = self.silent_since.unwrap_or_else(Instant::now);
                 self.work.outage.since.get_or_insert(since);
+                self.work.outage.is_silence = false;
             }
             Notice::Refused(_) if self.is_connected() => {}
             Notice::Refused(why) => {
@@ -489,7 +498,8 @@ impl Session {
             return;
         }
         let now = Instant::now();
-        (self.arrived, self.silent_since, self.acknowledged) = (now, None, now);
+        (self.arrived, self.silent_since, self.acknowledged, self.listens) = (now, None, now, now);
+        self.work.outage.is_silence = false;
         lock(&self.work.submitter.view).roster.excuse(now);
         let early = now.checked_sub(2 * self.work.address.lease).unwrap_or(now) + Duration::from_millis(300);
         for message in self.messages.values_mut() {
@@ -537,9 +547,10 @@ impl Session {
         let start_by = waiting.filter_map(|message| message.start_by).min();
         let silence = lock(&self.work.submitter.view).roster.until();
         let offline = self.work.outage.until(self.work.address.offline_timeout).filter(|until| *until > now);
+        let echo = self.work.outage.is_silence.then_some(self.echo_asked + UNACKNOWLEDGED);
         let hand =
             self.hand_since.filter(|_| !self.hand.is_empty() && self.may_send()).map(|since| since + TOGETHER_FOR);
-        [tick, start_by, silence, offline, hand].into_iter().flatten().min()
+        [tick, start_by, silence, offline, hand, echo].into_iter().flatten().min()
     }
 
     async fn look(&mut self) {
@@ -547,20 +558,27 @@ impl Session {
         if now.saturating_duration_since(self.tick) > UNACKNOWLEDGED {
             // This process was stopped meanwhile, and may not have read the answers that have come.
             self.forgive_silence();
+            self.listens = now;
         }
         self.tick = now + TICK;
         self.reconnected();
+        let is_silent = |since| now.saturating_duration_since(since) >= UNACKNOWLEDGED;
+        let is_cut_off = !self.is_connected() || self.silent_since.is_some_and(is_silent);
+        if is_cut_off {
+            self.listens = now;
+        }
         let (slots, strangers) = {
             let mut view = lock(&self.work.submitter.view);
-            if self.is_connected() {
-                view.roster.strike_out(now);
-            } else {
+            if is_cut_off {
                 view.roster.excuse(now);
+            } else {
+                view.roster.strike_out(now);
             }
             (view.roster.slots(), view.roster.strangers())
         };
         self.work.orders.set_capacity(slots);
         self.warn_of_strangers(strangers, now);
+        self.ask_for_echo(now).await;
         if let Some(error) = self.work.outage.error(&self.names().pool, self.work.address.offline_timeout) {
             return self.fail_all(&error).await;
         }
@@ -568,7 +586,6 @@ impl Session {
         self.expire(now).await;
         self.fail_unanswered(now).await;
         self.publish_due(false).await;
-        self.ask_for_echo(now).await;
         self.seek(now);
     }
 
@@ -659,13 +676,16 @@ impl Session {
 
     /// A message whose host has not been heard of for two leases was lost with it, though no other host asks for it.
     async fn count_lost(&mut self, now: Instant) {
-        if !self.is_ready || !self.is_connected() {
+        // Large answers hold up the words of their hosts.
+        if !self.is_ready || !self.is_connected() || !self.fetching.is_empty() {
             return;
         }
         let patience = 2 * self.work.address.lease;
         let view = self.work.submitter.clone();
+        let listens = self.listens;
         let is_lost = |message: &Sent| {
-            let holder = message.holder.filter(|_| now.saturating_duration_since(message.heard) >= patience);
+            let heard = message.heard.max(listens);
+            let holder = message.holder.filter(|_| now.saturating_duration_since(heard) >= patience);
             holder.is_some_and(|holder| !lock(&view.view).roster.has(holder))
         };
         let numbers: Vec<_> =
@@ -674,8 +694,9 @@ impl Session {
             let Some(sent) = self.messages.get_mut(&number) else { continue };
             let losses = sent.losses.saturating_add(1);
             tracing::debug!(number, holder = sent.holder, "the host of a message is not heard of any more");
-            // The time to begin counts anew: nobody may come who begins it.
-            let patience = sent.patience;
+            // The time to begin counts anew if no host is there; else it has none, as after any other retry.
+            let has_hosts = lock(&self.work.submitter.view).roster.slots() > 0;
+            let patience = sent.patience.filter(|_| !has_hosts);
             if let Some(error) = self.has_lost(number, losses) {
                 self.fail(number, &error).await;
             } else if let Some(sent) = self.messages.get_mut(&number) {
@@ -726,13 +747,17 @@ impl Session {
     /// Something has arrived, so the server is there.
     fn is_heard(&mut self) {
         (self.arrived, self.silent_since) = (Instant::now(), None);
-        if self.work.outage.is_silence {
+        if self.work.outage.is_silence && self.is_connected() {
             self.work.outage.is_over();
         }
     }
 
     /// Has the server send an echo if it has said nothing for a while and something waits for it. One that sends none is away.
     async fn ask_for_echo(&mut self, now: Instant) {
+        let read = self.client.statistics().in_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        if std::mem::replace(&mut self.read, read) != read {
+            self.is_heard();
+        }
         let is_quiet = now.saturating_duration_since(self.arrived) >= UNACKNOWLEDGED;
         if !is_quiet || !self.is_connected() || self.messages.is_empty() && !self.work.outage.is_silence {
             return;
@@ -922,7 +947,13 @@ impl Session {
         }
         let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
         // Without a connection it stays as it is, to be published later.
-        let _ = timeout(UNACKNOWLEDGED, publish).await;
+        if let Ok(Err(error)) = timeout(UNACKNOWLEDGED, publish).await
+            && error.kind() == PublishErrorKind::MaxPayloadExceeded
+        {
+            let text =
+                format!("the server of the cluster pool {} lets less through than before: {error}", self.names().pool);
+            self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+        }
     }
 
     /// Publishes again what was not acknowledged in time; or at once, as the connection or the stream is a new one.
@@ -960,7 +991,9 @@ impl Session {
         };
         let limit = self.work.address.offline_timeout;
         let pool = self.names().pool.clone();
-        self.acknowledged = now;
+        if let Stored::At(_) = stored {
+            self.acknowledged = now;
+        }
         let Some(sent) = self.messages.get_mut(&number) else {
             if let Stored::At(sequence) = stored
                 && self.unwanted.remove(&number)
@@ -1015,8 +1048,8 @@ impl Session {
             "r" => self.answered(message).await,
             "q" => self.asked(&message).await,
             "h" => self.on_held_report(&message).await,
-            "b" => self.on_given_back(&message, false),
-            "k" => self.on_given_back(&message, true),
+            "b" => self.on_given_back(&message, false).await,
+            "k" => self.on_given_back(&message, true).await,
             "p" => self.asked_for_piece(&message).await,
             _ => {}
         }
@@ -1123,7 +1156,7 @@ impl Session {
             known = sent.losses,
             "a host asks"
         );
-        if losses > sent.losses {
+        if lost > 0 {
             // It has begun, as far as anybody knows, and is tried again: as on this machine, it has no time to begin by any more.
             sent.start_by = None;
         }
@@ -1161,7 +1194,7 @@ impl Session {
         self.cancel(&cancelled).await;
     }
 
-    fn on_given_back(&mut self, message: &Arrived, has_begun: bool) {
+    async fn on_given_back(&mut self, message: &Arrived, has_begun: bool) {
         let Ok(HeldMessages { host, numbers }) = HeldMessages::decode(&message.payload) else { return };
         for number in numbers {
             let current = self.current(number);
@@ -1178,6 +1211,8 @@ impl Session {
                 }
             }
         }
+        // A sign of life.
+        self.reply(message.reply.clone(), &Numbers(Vec::new())).await;
     }
 
     async fn asked_for_piece(&mut self, message: &Arrived) {
