@@ -553,12 +553,19 @@ fn an_argument_that_cannot_be_sent_is_an_error_and_runs_no_function() {
 /// A supervised child that cannot be watched at first runs on, and is not started again.
 async fn refuse_to_watch_a_supervised_child(control: &Control) -> mp::Result<()> {
     let go_on = mp::Event::new()?;
-    let waits = async |go_on: mp::Event| go_on.wait().await.map(|()| std::process::id());
-    let before = control.refused();
-    control.arm("epoll_ctl", Errno::NOMEM, 1);
+    // Without a runtime: the call that is refused is one of this process.
+    let waits = |go_on: mp::Event| go_on.blocking_wait().map(|()| std::process::id());
     let mut child = mp::Process::builder().restart(mp::Restart::on_failure()).spawn(waits, (go_on.clone(),))?;
     let pid = child.pid();
     let start = std::time::Instant::now();
+    // The runtime, and so the task that watches it, stands until the others of this family have nothing to do.
+    let child_pid = pid.expect("it runs");
+    while !(common::is_in_line(child_pid) && common::is_asleep(child_pid)) {
+        assert!(start.elapsed() < LIMIT, "it does not wait");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let before = control.refused();
+    control.arm("epoll_ctl", Errno::NOMEM, 1);
     while control.refused() == before {
         assert!(start.elapsed() < LIMIT, "it could be watched");
         tokio::time::sleep(Duration::from_millis(1)).await;
