@@ -12,7 +12,7 @@
 //! }
 //!
 //! # fn main() -> mp::Result<()> { mp::run(async {
-//! // Without a server nothing is run here in secret: it is an error, in the end.
+//! // Without a server the call fails after `offline_timeout`. It is never run in this process.
 //! let address = Address::new("nats://127.0.0.1:1/areas").offline_timeout(Duration::from_millis(50));
 //! let pool = Pool::builder().cluster(address).build()?;
 //! let error = pool.apply(area, ((3, 4),)).await.unwrap_err();
@@ -58,9 +58,9 @@ const CHUNKS: ChunkLimits = ChunkLimits { time: Duration::from_millis(20), items
 
 impl PoolBuilder {
     /// Makes a pool whose workers are those of all hosts that serve at this address. [`build`](Self::build) checks the address
-    /// and returns; the connection comes up behind it, and what is asked waits for it.
+    /// and returns. The connection is made in the background, and calls wait for it.
     ///
-    /// Everything that is asked of the pool means the same as of a pool of processes. Arguments and results cross to other
+    /// Calls on this pool mean the same as calls on a pool of worker processes. Arguments and results cross to other
     /// hosts: an item whose argument is or holds a queue, a pipe's end, a lock, shared memory, a proxy or a descriptor fails
     /// with kind `Encode`. Options that shape worker processes belong to the pool that serves; one of them together with this is
     /// an error of `build`.

@@ -15,8 +15,8 @@ pub(super) enum Command {
     GiveUp,
 }
 
-/// A pool that serves a cluster pool; made by [`Pool::serve`](crate::Pool::serve). A future that is ready after a
-/// [`drain`](Self::drain), or on an error that will not pass.
+/// A pool that serves a cluster pool; made by [`Pool::serve`](crate::Pool::serve). A future that is ready when a
+/// [`drain`](Self::drain) is complete, or with an error from which it cannot recover by itself.
 ///
 /// # Drop
 /// All items are given back at once. Running items are killed, and other hosts run them.

@@ -32,7 +32,7 @@
 //!
 //! # Limits
 //! The pool keeps an item's `queue_timeout` until its order is taken; from then on the taker does, by [`Order::start_by`].
-//! `timeout`, `grace`, `retries` and `back_off` are for the taker to keep, or to pass on: an error that it settles an item
+//! `timeout`, `grace`, `retries`, `retry_on` and `back_off` are for the taker to keep, or to pass on: an error that it settles an item
 //! with is final.
 
 use super::batch::ResultBatch;
