@@ -813,7 +813,7 @@ impl Service {
     }
 
     async fn ask_for_more(&mut self, now: Instant) {
-        // Also while it cannot ask: what is due would be due again at once.
+        // Also while it cannot ask: a request whose time is over would wake the service again at once.
         self.pulls.expire(now);
         if self.drains_until.is_some() || self.providing.is_some() || !self.is_connected() {
             return;

@@ -12,7 +12,7 @@
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
 //! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was; if none asks, it is counted two leases later |
 //! | the server | all of it waits; after a reconnect what was not acknowledged is published again, under the same id |
-//! | the server, stopped and still connected | what waits fails once it has answered nothing for the address's `offline_timeout` |
+//! | the server, stopped and still connected | calls fail once it has answered nothing for the address's `offline_timeout` |
 
 use super::address::{Address, Target, unsupported};
 use super::link::{self, Failure, Notice};
@@ -120,7 +120,7 @@ impl Submitter {
     }
 }
 
-/// Fails what is asked until the pool ends.
+/// Fails new calls until the pool ends.
 async fn refuse_all(orders: &Orders, changed: &Notify, error: &Error) {
     while !orders.is_over() {
         while let Some(order) = orders.take() {
@@ -547,7 +547,9 @@ impl Session {
         let start_by = waiting.filter_map(|message| message.start_by).min();
         let silence = lock(&self.work.submitter.view).roster.until();
         let offline = self.work.outage.until(self.work.address.offline_timeout).filter(|until| *until > now);
-        let echo = self.work.outage.is_silence.then_some(self.echo_asked + UNACKNOWLEDGED);
+        // As `ask_for_echo` has it: an earlier look would find nothing to do, and be due again at once.
+        let is_silence = self.work.outage.is_silence && self.is_connected();
+        let echo = is_silence.then(|| self.echo_asked.max(self.arrived) + UNACKNOWLEDGED);
         let hand =
             self.hand_since.filter(|_| !self.hand.is_empty() && self.may_send()).map(|since| since + TOGETHER_FOR);
         [tick, start_by, silence, offline, hand, echo].into_iter().flatten().min()
