@@ -208,7 +208,8 @@ struct Service {
     echoes: VecDeque<(u64, Instant)>,
     next_echo: u64,
     /// Since when nobody answers for a submitter.
-    missing: HashMap<u64, Instant>,
+    /// Since when, and when that was found last.
+    missing: HashMap<u64, (Instant, Instant)>,
     is_looking: bool,
     due: Due,
     events: UnboundedSender<ServiceEvent>,
@@ -476,7 +477,14 @@ impl Service {
     /// A submitter has answered a report, or the server has answered that it is gone.
     async fn heard_of(&mut self, submitter: u64, message: &Arrived) {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
-            let since = *self.missing.entry(submitter).or_insert_with(Instant::now);
+            let now = Instant::now();
+            let (since, last) = self.missing.entry(submitter).or_insert((now, now));
+            // One that was missing for a moment, some time ago, is not missing since then.
+            if now.saturating_duration_since(*last) > 2 * PATIENCE {
+                *since = now;
+            }
+            *last = now;
+            let since = *since;
             if since.elapsed() >= PATIENCE {
                 self.forget_submitter(submitter).await;
             } else {

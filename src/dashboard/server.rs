@@ -200,7 +200,7 @@ impl fmt::Debug for Dashboard {
 
 /// A page that is served; made by [`Dashboard::serve`].
 ///
-/// Its drop stops the page: the address is free again, and connections are closed.
+/// Its drop stops the page. Soon after, when the runtime has run again, the address is free and connections are closed.
 #[must_use = "the page is served until this is dropped"]
 pub struct DashboardHandle {
     address: SocketAddr,

@@ -243,7 +243,9 @@ struct WakesOthers<'a>(&'a TraceInbox);
 
 impl Drop for WakesOthers<'_> {
     fn drop(&mut self) {
-        std::mem::take(&mut *lock(&self.0.waiting)).into_iter().for_each(Waker::wake);
+        let waiting = std::mem::take(&mut *lock(&self.0.waiting));
+        // Without the lock: a waker is foreign code.
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
