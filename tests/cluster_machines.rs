@@ -217,7 +217,7 @@ impl Machines {
         std::fs::create_dir_all(&dir).unwrap();
         let routes = [1, 2, 3].map(|n| format!("\"nats://10.77.0.{n}:6222\"")).join(", ");
         let config = format!(
-            "server_name: n{n}\nlisten: \"10.77.0.{n}:4222\"\njetstream {{ store_dir: {:?} }}\n\
+            "server_name: n{n}\nlisten: \"10.77.0.{n}:4222\"\njetstream {{ store_dir: {:?}, max_file_store: 8GB }}\n\
              cluster {{ name: c, listen: \"10.77.0.{n}:6222\", routes: [{routes}] }}\n",
             dir.join("store")
         );

@@ -146,6 +146,25 @@ async fn a_stream_with_other_properties_is_an_error_that_names_both_values() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_reserves_more_than_the_server_has_is_an_error_with_both_ways_out() {
+    let server = server!();
+    is_refused(server.address().most_waiting(17, 9 << 30), &["insufficient", "max_file_store", "most_waiting"]).await;
+}
+
+/// Of two that make it at once, the second finds no room for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_takes_all_room_of_the_server_is_made_by_many_at_once() {
+    let server = server!();
+    let address = server.address().most_waiting(17, 7 << 30);
+    let pools: Vec<_> = (0..8).map(|_| Pool::builder().cluster(&address).build().unwrap()).collect();
+    let local = Pool::new(1).unwrap();
+    let _serving = local.serve(&address);
+    for pool in pools {
+        assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_denied_publish_is_an_error_of_the_call_and_not_its_timeout() {
     let rights = "{publish: {allow: [\"$JS.API.>\", \"mp.pool.roll\", \"mp.pool.i.>\"]}, subscribe: \">\"}";
     let server =

@@ -158,7 +158,8 @@ impl Address {
 
     /// Sets how many messages, and how many bytes of them, may wait in the stream; by default 100 000 and 1 GiB.
     ///
-    /// While it is full submitters wait; no item is dropped or fails.
+    /// While it is full submitters wait; no item is dropped or fails. The server reserves the bytes: where its JetStream has less
+    /// room, calls fail with kind `Unavailable`.
     #[must_use]
     pub fn most_waiting(mut self, messages: u64, bytes: u64) -> Self {
         (self.most_messages, self.most_bytes) = (messages, bytes);

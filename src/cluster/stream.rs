@@ -13,7 +13,6 @@ const NO_SUCH_STREAM: u64 = 10059;
 const NO_SUCH_CONSUMER: u64 = 10014;
 const NO_SUCH_MESSAGE: u64 = 10037;
 /// A stream of this name is there already, with another configuration.
-const STREAM_IN_USE: u64 = 10058;
 /// A consumer that nobody has used for so long is removed: those of builds that run nowhere any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86400);
 /// Messages that hosts may hold at the same time.
@@ -168,8 +167,12 @@ fn failed(target: &Target, doing: &str, refusal: &Refusal) -> Failure {
         Refusal::NoJetStream => Failure::lasting(format!(
             "{text}: start the server with JetStream (`nats-server -js`), and let this user's account have it"
         )),
-        // Replicas need as many servers, and storage room: that does not pass by itself. A server that starts needs a moment.
-        Refusal::Error { number: 10005 | 10023 | 10047 | 10074, .. } => Failure::lasting(text),
+        // Room and servers for replicas do not come by themselves. A server that starts needs a moment.
+        Refusal::Error { number: 10023 | 10028 | 10047, .. } => Failure::lasting(format!(
+            "{text}: the stream reserves all that may wait in it, so give JetStream more room (`max_file_store`, `max_memory_store`), \
+             or let fewer bytes wait (`Address::most_waiting`)"
+        )),
+        Refusal::Error { number: 10005 | 10074, .. } => Failure::lasting(text),
         Refusal::Error { .. } => Failure::passing(text),
     }
 }
@@ -185,9 +188,9 @@ pub(super) async fn ensure_stream(
     let there = match api(client, format!("$JS.API.STREAM.INFO.{stream}"), &Value::Null).await {
         Err(Refusal::Error { number: NO_SUCH_STREAM, .. }) => {
             match api(client, format!("$JS.API.STREAM.CREATE.{stream}"), &wanted).await {
-                // Somebody else was quicker, and wants another.
-                Err(Refusal::Error { number: STREAM_IN_USE, .. }) => {
-                    api(client, format!("$JS.API.STREAM.INFO.{stream}"), &Value::Null).await
+                // Somebody else was quicker, and wants another, or the same and has taken the room for it.
+                Err(refusal @ Refusal::Error { .. }) => {
+                    api(client, format!("$JS.API.STREAM.INFO.{stream}"), &Value::Null).await.map_err(|_| refusal)
                 }
                 created => created,
             }

@@ -63,7 +63,8 @@ impl Server {
         let listen = format!("listen: \"127.0.0.1:{}\"\n", self.port);
         let store = match self.config.contains("jetstream") {
             true => String::new(),
-            false => format!("jetstream {{ store_dir: {:?} }}\n", self.dir.join("store")),
+            // By default a part of what the disk has left, which may be less than one stream reserves.
+            false => format!("jetstream {{ store_dir: {:?}, max_file_store: 8GB }}\n", self.dir.join("store")),
         };
         let file = self.dir.join("server.conf");
         std::fs::write(&file, format!("{listen}{store}{}", self.config)).unwrap();
