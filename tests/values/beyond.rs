@@ -83,6 +83,11 @@ struct FlatKeys<K: Ord> {
     rest: BTreeMap<K, u8>,
 }
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+enum Tagged<K: Ord> {
+    Flat(FlatKeys<K>),
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Buffered {
     Value(ciborium::Value),
@@ -118,6 +123,13 @@ pub(super) fn send(ways: &mut Ways) {
     ways.beyond("an untagged variant whose content fits an earlier one", FitsTheOther::Wide(7), None);
     let key = FlatKeys { a: 1, rest: BTreeMap::from([(Some(()), 1)]) };
     ways.beyond("a key that is `Some(())` in what is flattened", key, Some("a key of a flattened map"));
+    let error = Some("field identifier");
+    let keys = FlatKeys { a: 1, rest: BTreeMap::from([(-1, 1)]) };
+    ways.beyond("a signed key in what is flattened in a tagged enum", Tagged::Flat(keys), error);
+    let keys = FlatKeys { a: 1, rest: BTreeMap::from([('c', 1)]) };
+    ways.beyond("a character as such a key", Tagged::Flat(keys), error);
+    let keys = FlatKeys { a: 1, rest: BTreeMap::from([(true, 1)]) };
+    ways.beyond("a bool as such a key", Tagged::Flat(keys), error);
     let path = PathBuf::from(OsString::from_vec(vec![255]));
     ways.beyond("a path that is not UTF-8", path, Some("UTF-8"));
     let early = SystemTime::UNIX_EPOCH - Duration::from_secs(1);

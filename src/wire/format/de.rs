@@ -1,10 +1,14 @@
 //! Reading a value.
+//!
+//! Everything here that has a visitor for a parameter is compiled for each type of each message, so what can be done without the visitor is:
+//! [`Reader::scan`] reads what comes next, and [`Reader::any`] hands it to the visitor. What types of the usual form ask for is read
+//! in fewer steps before that.
 
 use super::names::WIDE;
 use super::parts::{self, Apart, Parted};
 use super::row_reader::{Asked, RowReader};
 use super::rows::{self, Layout};
-use super::run::{self, Arrays, MOST_OPTIONS, Run, all_taken, one_less};
+use super::run::{self, MOST_OPTIONS, Numbers, Run, all_taken, one_less};
 use super::visitors::{is_buffer, is_derived};
 use super::{
     Error, HAS_PARTS, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_OF_LEVEL, STACK_TO_GO_ON, VERSION, fail, no_stack, tag,
@@ -12,10 +16,9 @@ use super::{
 use crate::os::{identity, stack};
 use crate::wire::limits::DEEPEST;
 use crate::wire::list::List;
-use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer};
+use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess,
-    Visitor,
+    Deserialize, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 use std::any::TypeId;
 use std::cell::Cell;
@@ -35,7 +38,7 @@ fn read<'de, T: Deserialize<'de>>(message: &'de [u8], apart: &'de mut [Apart]) -
     if head & !(HAS_TABLE | IS_DEEP | HAS_PARTS) != VERSION {
         return fail("the message is of another version of the format");
     }
-    let mut reader = Reader::<false>::new(rest);
+    let mut reader = Reader::new(rest);
     let others = reader.take_trailer(message.len(), head, apart)?;
     let (flat, depth) = (is_flat(reader.rest), reader.depth);
     let value = match depth {
@@ -86,8 +89,8 @@ fn stack_of_levels<T>(depth: u32) -> usize {
     depth as usize * STACK_OF_LEVEL + of_values
 }
 
-/// Returns `true` if `D` reads each part of a message once, from the message itself. Rows may be read a second time, so there are
-/// no handles in them: see `rows::is_attempt`.
+/// Returns `true` if `D` reads each part of a message for the last time: what is read with the help of serde's own buffer, or by
+/// `RowReader`, may be read again.
 pub(crate) fn reads_once<D>() -> bool {
     identity::id_of::<D>() == identity::id_of::<&mut Reader<'_>>()
 }
@@ -110,11 +113,11 @@ thread_local! {
 /// So many shapes are kept room for.
 const SHAPES_KEPT: usize = 1 << 10;
 
-/// serde's `Deserializer`, by reference. Within rows, tags come from their template.
-pub(super) struct Reader<'de, const ROW: bool = false> {
+/// serde's `Deserializer`, by reference.
+pub(super) struct Reader<'de> {
+    /// Empty within a row, so that what is read in few steps finds nothing there.
     rest: &'de [u8],
-    /// The rest of the template of a row.
-    template: &'de [u8],
+    row: Option<Row<'de>>,
     table: &'de [u8],
     shapes: Vec<Shape>,
     /// Large parts that are still to come, by themselves.
@@ -127,6 +130,68 @@ pub(super) struct Reader<'de, const ROW: bool = false> {
     bare: (usize, u32),
     /// The requests of the type of the first row so far, while that is read.
     asked: Option<Box<Asked>>,
+}
+
+/// What is left of a row, and of the template its tags come from.
+struct Row<'de> {
+    template: &'de [u8],
+    numbers: &'de [u8],
+}
+
+/// What comes next in a message.
+enum Next<'de> {
+    None,
+    Unit,
+    Bool(bool),
+    U8(u8),
+    U16(u16),
+    U32(u32),
+    U64(u64),
+    U128(u128),
+    I8(i8),
+    I16(i16),
+    I32(i32),
+    I64(i64),
+    I128(i128),
+    F32(f32),
+    F64(f64),
+    Char(char),
+    Text(&'de str),
+    Bytes(&'de [u8]),
+    Numbers(Numbers<'de>),
+    Inner(Inner<'de>),
+}
+
+/// What is read a level deeper.
+enum Inner<'de> {
+    Some,
+    /// So many elements.
+    Elements(usize),
+    /// So many keys, each with its value.
+    Entries(usize),
+    /// The fields of a struct, by names.
+    Fields {
+        names: &'de [u8],
+        left: usize,
+    },
+    Rows {
+        template: &'de [u8],
+        rest: &'de [u8],
+        layout: Layout,
+    },
+    Variant(Variants<'de>),
+}
+
+/// Where the name of a variant is, and its content.
+enum Variants<'de> {
+    /// A name without content.
+    Unit(&'de str),
+    /// The content follows.
+    Named(&'de str),
+    /// A map of one entry, or of so many.
+    Entry(usize),
+    /// A struct of one field, or of so many.
+    Field { names: &'de [u8], left: usize },
 }
 
 fn cut<'de>(bytes: &mut &'de [u8], len: usize) -> Result<&'de [u8]> {
@@ -165,11 +230,11 @@ fn cut_if(names: &mut &[u8], name: &[u8]) -> bool {
     rest.inspect(|rest| *names = rest).is_some()
 }
 
-impl<'de, const ROW: bool> Reader<'de, ROW> {
+impl<'de> Reader<'de> {
     fn new(rest: &'de [u8]) -> Self {
         Self {
             rest,
-            template: &[],
+            row: None,
             table: &[],
             shapes: Vec::new(),
             apart: Default::default(),
@@ -245,14 +310,33 @@ impl<'de> Reader<'de> {
     }
 }
 
-impl<'de, const ROW: bool> Reader<'de, ROW> {
+impl<'de> Reader<'de> {
     /// Where tags come from.
-    #[inline(always)]
     fn tags(&mut self) -> &mut &'de [u8] {
-        if ROW { &mut self.template } else { &mut self.rest }
+        match &mut self.row {
+            Some(row) => &mut row.template,
+            None => &mut self.rest,
+        }
     }
 
-    #[inline(always)]
+    /// Where numbers come from.
+    fn numbers(&mut self) -> &mut &'de [u8] {
+        match &mut self.row {
+            Some(row) => &mut row.numbers,
+            None => &mut self.rest,
+        }
+    }
+
+    /// A tag, or what belongs to one.
+    fn head<const N: usize>(&mut self) -> Result<[u8; N]> {
+        cut_array(self.tags())
+    }
+
+    /// A number, in a row or not.
+    fn number<const N: usize>(&mut self) -> Result<[u8; N]> {
+        cut_array(self.numbers())
+    }
+
     fn peek(&mut self) -> Result<u8> {
         match self.tags().first() {
             Some(tag) => Ok(*tag),
@@ -260,13 +344,13 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         }
     }
 
-    /// Takes the tag, if it is this one.
+    /// Takes the tag, if it is this one; no tag of a template.
     #[inline(always)]
     fn is_next(&mut self, tag: u8) -> bool {
-        let Some((next, rest)) = self.tags().split_first() else { return false };
+        let Some((next, rest)) = self.rest.split_first() else { return false };
         let is_it = *next == tag;
         if is_it {
-            *self.tags() = rest;
+            self.rest = rest;
         }
         is_it
     }
@@ -274,12 +358,6 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
     #[inline(always)]
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         cut_array(&mut self.rest)
-    }
-
-    /// A tag, or what belongs to one.
-    #[inline(always)]
-    fn head<const N: usize>(&mut self) -> Result<[u8; N]> {
-        cut_array(self.tags())
     }
 
     /// Returns how many elements follow, of which each takes a byte at least.
@@ -310,8 +388,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
     /// The next `len` bytes, which may be by themselves.
     #[inline(always)]
     fn cut_or_take(&mut self, len: usize) -> Result<Run<'de>> {
-        if !ROW
-            && self.apart.len() > 0
+        if self.apart.len() > 0
             && len >= parts::LARGE
             && let Some(list) = self.next_apart(len)
         {
@@ -334,7 +411,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
     /// Whether a long text, or long bytes, come next in a message whose large parts are by themselves.
     #[inline(always)]
     fn has_part(&self, tag: u8) -> bool {
-        !ROW && self.apart.len() > 0 && self.rest.starts_with(&[tag, 255])
+        self.apart.len() > 0 && self.rest.starts_with(&[tag, 255])
     }
 
     /// Takes it over.
@@ -352,7 +429,7 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
 
     /// Counts what is no option and is read as one.
     fn count_bare(&mut self) -> Result<()> {
-        let left = self.rest.len() + self.template.len();
+        let left = self.row.as_ref().map_or(self.rest.len(), |row| row.numbers.len() + row.template.len());
         let options = if self.bare.0 == left { self.bare.1 } else { MOST_OPTIONS };
         self.asked.iter_mut().for_each(|asked| asked.for_something_else());
         self.bare = (left, one_less(options)?);
@@ -365,26 +442,10 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         while self.is_next(tag::SOME) {}
     }
 
-    #[inline(always)]
-    fn down<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        if ROW {
-            // A template is nested no deeper than `LEVELS`.
-            return read(self);
-        }
-        if self.depth == 0 {
-            return fail("it is nested deeper than it says");
-        }
-        self.depth -= 1;
-        let is_far = self.depth > 0 && self.depth.is_multiple_of(SHALLOW);
-        let read = if is_far || size_of::<T>() > LARGE { self.with_room(read) } else { read(self) };
-        self.depth += 1;
-        read
-    }
-
     /// Reads a part of the value.
     #[inline(always)]
     fn part<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
-        if ROW || size_of::<S::Value>() <= LARGE {
+        if size_of::<S::Value>() <= LARGE {
             return seed.deserialize(self);
         }
         self.large_part(seed)
@@ -398,18 +459,102 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         stack::with_room(room, || seed.deserialize(self)).unwrap_or_else(no_stack)
     }
 
+    /// Whether a `T` can be read a level deeper on the stack that there is.
+    #[inline(always)]
+    fn has_level_for<T>(&self) -> bool {
+        size_of::<T>() <= LARGE && self.depth > 0 && (self.depth == 1 || self.depth % SHALLOW != 1)
+    }
+
+    /// Reads what is a level deeper.
+    fn down<V: Visitor<'de>>(&mut self, inner: Inner<'de>, visitor: V) -> Result<V::Value> {
+        if self.row.is_some() {
+            // A template is nested no deeper than `LEVELS`.
+            return self.inner(inner, visitor);
+        }
+        if self.depth == 0 {
+            return fail("it is nested deeper than it says");
+        }
+        let has_level = self.has_level_for::<V::Value>();
+        self.depth -= 1;
+        let value = if has_level { self.inner(inner, visitor) } else { self.with_room(inner, visitor) };
+        self.depth += 1;
+        value
+    }
+
     /// Code of users, and a large value, may need more stack than was reckoned with at the start.
     #[cold]
     #[inline(never)]
-    fn with_room<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        let room = STACK_TO_GO_ON.saturating_add(stack_of_value::<T>());
-        stack::with_room(room, || read(self)).unwrap_or_else(no_stack)
+    fn with_room<V: Visitor<'de>>(&mut self, inner: Inner<'de>, visitor: V) -> Result<V::Value> {
+        let room = STACK_TO_GO_ON.saturating_add(stack_of_value::<V::Value>());
+        stack::with_room(room, || self.inner(inner, visitor)).unwrap_or_else(no_stack)
+    }
+
+    #[inline(never)]
+    fn inner<V: Visitor<'de>>(&mut self, inner: Inner<'de>, visitor: V) -> Result<V::Value> {
+        match inner {
+            Inner::Some => visitor.visit_some(self),
+            Inner::Elements(left) => self.visit_elements(left, visitor),
+            Inner::Entries(left) => {
+                let mut entries = Elements { reader: self, left };
+                let value = visitor.visit_map(&mut entries)?;
+                all_taken(entries.left == 0, value)
+            }
+            Inner::Fields { names, left } => {
+                let mut fields = Fields { reader: self, names, left };
+                let value = visitor.visit_map(&mut fields)?;
+                all_taken(fields.left == 0, value)
+            }
+            Inner::Rows { template, rest, layout } => self.each_row(template, rest, layout, visitor),
+            Inner::Variant(variant) => self.visit_variant(variant, visitor),
+        }
+    }
+
+    #[inline(always)]
+    fn visit_elements<V: Visitor<'de>>(&mut self, left: usize, visitor: V) -> Result<V::Value> {
+        let mut elements = Elements { reader: self, left };
+        let value = visitor.visit_seq(&mut elements)?;
+        all_taken(elements.left == 0, value)
+    }
+
+    #[inline(always)]
+    fn visit_variant<V: Visitor<'de>>(&mut self, variant: Variants<'de>, visitor: V) -> Result<V::Value> {
+        let mut left = 1;
+        let value = visitor.visit_enum(Variant { reader: self, variant, left: &mut left })?;
+        all_taken(left == 0, value)
+    }
+
+    /// [`down`](Self::down) in fewer steps.
+    #[inline(always)]
+    fn elements<V: Visitor<'de>>(&mut self, count: usize, visitor: V) -> Result<V::Value> {
+        if !self.has_level_for::<V::Value>() {
+            return self.down(Inner::Elements(count), visitor);
+        }
+        self.depth -= 1;
+        let value = self.visit_elements(count, visitor);
+        self.depth += 1;
+        value
     }
 
     #[inline(always)]
     fn shape(&mut self) -> Result<usize> {
-        let narrow = u16::from_le_bytes(self.head()?);
-        let shape = if narrow == WIDE { u32::from_le_bytes(self.head()?) as usize } else { usize::from(narrow) };
+        let narrow = u16::from_le_bytes(self.array()?);
+        let shape = if narrow == WIDE { u32::from_le_bytes(self.array()?) as usize } else { usize::from(narrow) };
+        self.known(shape)
+    }
+
+    /// The shape of a struct, in a row or not.
+    fn shape_of_any(&mut self) -> Result<usize> {
+        match &mut self.row {
+            Some(row) => {
+                let shape = u16::from_le_bytes(cut_array(&mut row.template)?);
+                self.known(usize::from(shape))
+            }
+            None => self.shape(),
+        }
+    }
+
+    #[inline(always)]
+    fn known(&self, shape: usize) -> Result<usize> {
         if shape < self.shapes.len() { Ok(shape) } else { fail("there is no such shape of a struct in the message") }
     }
 
@@ -431,68 +576,53 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
     fn is_positional<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
         let wanted = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
         self.shapes.get(shape).is_some_and(|shape| shape.matched == wanted && shape.count == fields.len())
-            || self.is_positional_at_first::<V>(shape, fields)
+            || self.is_positional_at_first(shape, fields, identity::id_of::<V>(), is_derived::<V>)
     }
 
     #[inline(never)]
-    fn is_positional_at_first<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
+    fn is_positional_at_first(
+        &mut self,
+        shape: usize,
+        fields: &'static [&'static str],
+        visitor: TypeId,
+        is_derived: fn() -> bool,
+    ) -> bool {
         let (mut names, count) = self.names(shape);
-        let is_same = is_derived::<V>()
-            && count == fields.len()
-            && fields.iter().all(|field| cut_if(&mut names, field.as_bytes()));
+        let is_same =
+            count == fields.len() && is_derived() && fields.iter().all(|field| cut_if(&mut names, field.as_bytes()));
         if is_same && let Some(shape) = self.shapes.get_mut(shape) {
-            shape.matched = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
+            shape.matched = Some((visitor, fields.as_ptr() as usize));
         }
         is_same
     }
 
-    #[inline(always)]
-    fn elements<V: Visitor<'de>>(&mut self, count: usize, visitor: V) -> Result<V::Value> {
-        self.down(|reader| {
-            let mut elements = Elements { reader, left: count };
-            let value = visitor.visit_seq(&mut elements)?;
-            all_taken(elements.left == 0, value)
-        })
-    }
-
-    fn entries<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
-        let count = self.count()?;
-        self.down(|reader| {
-            let mut entries = Elements { reader, left: count };
-            let value = visitor.visit_map(&mut entries)?;
-            all_taken(entries.left == 0, value)
-        })
-    }
-
     fn by_names<V: Visitor<'de>>(&mut self, shape: usize, visitor: V) -> Result<V::Value> {
         let (names, left) = self.names(shape);
-        self.down(|reader| {
-            let mut fields = Fields { reader, names, left };
-            let value = visitor.visit_map(&mut fields)?;
-            all_taken(fields.left == 0, value)
-        })
+        self.down(Inner::Fields { names, left }, visitor)
     }
 
-    #[inline(always)]
+    /// A list of numbers, without its tag.
     fn run<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        let numbers = self.scan_run()?;
+        self.visit_numbers(numbers, visitor)
+    }
+
+    fn visit_numbers<V: Visitor<'de>>(&mut self, mut numbers: Numbers<'de>, visitor: V) -> Result<V::Value> {
+        match run::list::<V>(&mut numbers) {
+            Some(list) => Ok(list),
+            None => numbers.visit(visitor),
+        }
+    }
+
+    fn scan_run(&mut self) -> Result<Numbers<'de>> {
         let [kind, width] = self.array()?;
         let count = usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX);
         let size = run::size(kind)? * usize::from(width.max(1));
-        let len = count.saturating_mul(size);
-        let mut run = self.cut_or_take(len)?;
-        if let Some(list) = run::list::<V>(kind, width, &mut run) {
-            return Ok(list);
-        }
-        let bytes = run.bytes();
-        if width == 0 {
-            return run::visit(kind, bytes, visitor);
-        }
-        let mut arrays = Arrays { bytes, kind, size };
-        let value = visitor.visit_seq(&mut arrays)?;
-        all_taken(arrays.bytes.is_empty(), value)
+        let run = self.cut_or_take(count.saturating_mul(size))?;
+        Ok(Numbers::new(kind, width, size, run))
     }
 
-    fn rows<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+    fn scan_rows(&mut self) -> Result<Inner<'de>> {
         let count = self.count()?;
         let [len] = self.array()?;
         let template = cut(&mut self.rest, usize::from(len))?;
@@ -500,11 +630,9 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         let fields = |shape: u16| if shape < WIDE { self.names(usize::from(shape)).1 } else { 0 };
         let layout = Layout::read(&mut left, &fields)?;
         let rest = cut(&mut self.rest, count.saturating_mul(layout.size))?;
-        let value = self.down(|reader| reader.each_row(template, rest, layout, visitor))?;
-        all_taken(left.is_empty(), value)
+        all_taken(left.is_empty(), Inner::Rows { template, rest, layout })
     }
 
-    #[inline]
     fn each_row<V: Visitor<'de>>(
         &mut self,
         template: &'de [u8],
@@ -512,25 +640,30 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         layout: Layout,
         visitor: V,
     ) -> Result<V::Value> {
-        let mut reader = Reader { table: self.table, shapes: std::mem::take(&mut self.shapes), ..Reader::new(&[]) };
-        reader.depth = self.depth;
-        let mut rows = Rows { reader: &mut reader, template, rest, layout, is_first: true, exact: None };
+        let (outer, bare) = (std::mem::take(&mut self.rest), self.bare);
+        let mut rows = Rows { reader: self, template, rest, layout, is_first: true, exact: None };
         let value = visitor.visit_seq(&mut rows);
         let is_all = rows.rest.is_empty();
-        self.shapes = reader.shapes;
+        (self.rest, self.row, self.bare, self.asked) = (outer, None, bare, None);
         all_taken(is_all, value?)
     }
 
-    /// Notes a part that was asked for just as it was written.
-    #[inline(always)]
-    fn note(&mut self, code: u8) {
-        if ROW && let Some(asked) = &mut self.asked {
-            asked.for_part(code);
+    /// Notes a part that is asked for just as it is written in the first row.
+    fn note(&mut self, wanted: u8) {
+        if let (Some(row), Some(asked)) = (&self.row, &mut self.asked)
+            && row.template.first() == Some(&wanted)
+        {
+            asked.for_part(rows::code(wanted));
         }
     }
 
+    /// Notes the end of a tuple or struct of the first row.
+    fn note_end(&mut self) {
+        self.asked.iter_mut().for_each(|asked| asked.for_part(rows::END));
+    }
+
     fn bool_of_row(&mut self) -> Result<bool> {
-        match self.array()? {
+        match self.number()? {
             [0] => Ok(false),
             [1] => Ok(true),
             _ => fail("a bool that is none"),
@@ -539,9 +672,46 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
 
     /// A value for a visitor that asked for another type than the usual, or for any.
     #[inline(never)]
-    fn unusual<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+    fn unusual<V: Visitor<'de>>(&mut self, wanted: u8, visitor: V) -> Result<V::Value> {
+        self.note(wanted);
         self.skip_some();
         self.any(visitor)
+    }
+
+    /// A tuple in a row, or written as another sequence.
+    #[inline(never)]
+    fn unusual_tuple<V: Visitor<'de>>(&mut self, len: usize, visitor: V) -> Result<V::Value> {
+        if let Some(row) = &mut self.row
+            && let [tag::SEQ8, count, ..] = *row.template
+            && usize::from(count) == len
+        {
+            self.note(tag::SEQ8);
+            self.head::<2>()?;
+            let value = self.inner(Inner::Elements(len), visitor)?;
+            self.note_end();
+            return Ok(value);
+        }
+        self.deserialize_seq(visitor)
+    }
+
+    /// A struct in a row, in an option, or written as something else.
+    #[inline(never)]
+    fn unusual_struct<V: Visitor<'de>>(&mut self, fields: &'static [&'static str], visitor: V) -> Result<V::Value> {
+        self.skip_some();
+        if self.peek()? != tag::STRUCT {
+            return self.any(visitor);
+        }
+        self.head::<1>()?;
+        let shape = self.shape_of_any()?;
+        if !self.is_positional::<V>(shape, fields) {
+            return self.by_names(shape, visitor);
+        }
+        if let Some(asked) = &mut self.asked {
+            asked.for_struct(identity::id_of::<V>(), fields);
+        }
+        let value = self.down(Inner::Elements(fields.len()), visitor)?;
+        self.note_end();
+        Ok(value)
     }
 
     /// The key of a map that is read as a struct, where the key is an option. serde's buffer of keys keeps what is in the
@@ -554,76 +724,130 @@ impl<'de, const ROW: bool> Reader<'de, ROW> {
         }
     }
 
+    /// Whatever comes next.
     #[inline(never)]
     fn any<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        match self.scan()? {
+            Next::None => visitor.visit_none(),
+            Next::Unit => visitor.visit_unit(),
+            Next::Bool(bool) => visitor.visit_bool(bool),
+            Next::U8(number) => visitor.visit_u8(number),
+            Next::U16(number) => visitor.visit_u16(number),
+            Next::U32(number) => visitor.visit_u32(number),
+            Next::U64(number) => visitor.visit_u64(number),
+            Next::U128(number) => visitor.visit_u128(number),
+            Next::I8(number) => visitor.visit_i8(number),
+            Next::I16(number) => visitor.visit_i16(number),
+            Next::I32(number) => visitor.visit_i32(number),
+            Next::I64(number) => visitor.visit_i64(number),
+            Next::I128(number) => visitor.visit_i128(number),
+            Next::F32(number) => visitor.visit_f32(number),
+            Next::F64(number) => visitor.visit_f64(number),
+            Next::Char(char) => visitor.visit_char(char),
+            Next::Text(text) => visitor.visit_borrowed_str(text),
+            // As a sequence they cannot be taken for a text by an untagged enum.
+            Next::Bytes(text) if is_buffer::<V>() && std::str::from_utf8(text).is_ok() => {
+                Numbers::of_bytes(text).visit(visitor)
+            }
+            Next::Bytes(bytes) => visitor.visit_borrowed_bytes(bytes),
+            Next::Numbers(numbers) => self.visit_numbers(numbers, visitor),
+            Next::Inner(inner) => self.down(inner, visitor),
+        }
+    }
+
+    fn scan(&mut self) -> Result<Next<'de>> {
         let [tag] = self.head()?;
         macro_rules! number {
-            ($number:ty, $visit:ident) => {
-                visitor.$visit(<$number>::from_le_bytes(self.array()?))
+            ($number:ty) => {
+                <$number>::from_le_bytes(self.number()?)
             };
         }
-        match tag {
-            tag::NONE => visitor.visit_none(),
-            tag::SOME => self.down(|reader| visitor.visit_some(reader)),
-            tag::UNIT => visitor.visit_unit(),
-            tag::TRUE if ROW => visitor.visit_bool(self.bool_of_row()?),
-            tag::FALSE => visitor.visit_bool(false),
-            tag::TRUE => visitor.visit_bool(true),
-            tag::U8 => number!(u8, visit_u8),
-            tag::U16 => number!(u16, visit_u16),
-            tag::U32 => number!(u32, visit_u32),
-            tag::U64 => number!(u64, visit_u64),
-            tag::I8 => number!(i8, visit_i8),
-            tag::I16 => number!(i16, visit_i16),
-            tag::I32 => number!(i32, visit_i32),
-            tag::I64 => number!(i64, visit_i64),
-            tag::F32 => number!(f32, visit_f32),
-            tag::F64 => number!(f64, visit_f64),
+        Ok(match tag {
+            tag::NONE => Next::None,
+            tag::SOME => Next::Inner(Inner::Some),
+            tag::UNIT => Next::Unit,
+            tag::TRUE if self.row.is_some() => Next::Bool(self.bool_of_row()?),
+            tag::FALSE => Next::Bool(false),
+            tag::TRUE => Next::Bool(true),
+            tag::U8 => Next::U8(number!(u8)),
+            tag::U16 => Next::U16(number!(u16)),
+            tag::U32 => Next::U32(number!(u32)),
+            tag::U64 => Next::U64(number!(u64)),
+            tag::I8 => Next::I8(number!(i8)),
+            tag::I16 => Next::I16(number!(i16)),
+            tag::I32 => Next::I32(number!(i32)),
+            tag::I64 => Next::I64(number!(i64)),
+            tag::F32 => Next::F32(number!(f32)),
+            tag::F64 => Next::F64(number!(f64)),
             // serde's own buffer has no place for 128 bits.
-            tag::U128 => match u128::from_le_bytes(self.array()?) {
-                small if u64::try_from(small).is_ok() => visitor.visit_u64(small as u64),
-                large => visitor.visit_u128(large),
+            tag::U128 => match number!(u128) {
+                small if u64::try_from(small).is_ok() => Next::U64(small as u64),
+                large => Next::U128(large),
             },
-            tag::I128 => match i128::from_le_bytes(self.array()?) {
-                small if i64::try_from(small).is_ok() => visitor.visit_i64(small as i64),
-                large => visitor.visit_i128(large),
+            tag::I128 => match number!(i128) {
+                small if i64::try_from(small).is_ok() => Next::I64(small as i64),
+                large => Next::I128(large),
             },
-            tag::CHAR => match char::from_u32(u32::from_le_bytes(self.array()?)) {
-                Some(char) => visitor.visit_char(char),
-                None => fail("a character that is none"),
+            tag::CHAR => match char::from_u32(number!(u32)) {
+                Some(char) => Next::Char(char),
+                None => return fail("a character that is none"),
             },
-            tag::STR => visitor.visit_borrowed_str(self.text()?),
-            // As a sequence they cannot be taken for a text by an untagged enum.
-            tag::BYTES => match self.blob()? {
-                text if is_buffer::<V>() && std::str::from_utf8(text).is_ok() => run::visit(tag::U8, text, visitor),
-                bytes => visitor.visit_borrowed_bytes(bytes),
-            },
+            tag::STR => Next::Text(self.text()?),
+            tag::BYTES => Next::Bytes(self.blob()?),
             tag::SEQ8 => {
                 let [count] = self.head()?;
-                self.elements(usize::from(count), visitor)
+                Next::Inner(Inner::Elements(count.into()))
             }
-            tag::SEQ => {
-                let count = self.count()?;
-                self.elements(count, visitor)
-            }
-            tag::RUN => self.run(visitor),
-            tag::ROWS => self.rows(visitor),
-            tag::MAP => self.entries(visitor),
+            tag::SEQ => Next::Inner(Inner::Elements(self.count()?)),
+            tag::RUN => Next::Numbers(self.scan_run()?),
+            tag::ROWS => Next::Inner(self.scan_rows()?),
+            tag::MAP => Next::Inner(Inner::Entries(self.count()?)),
             tag::STRUCT => {
-                let shape = self.shape()?;
-                self.by_names(shape, visitor)
+                let shape = self.shape_of_any()?;
+                Next::Inner(self.fields(shape))
             }
             tag::UNIT_VARIANT => {
                 let shape = self.shape()?;
-                visitor.visit_borrowed_str(self.variant_name(shape)?)
+                Next::Text(self.variant_name(shape)?)
             }
             tag::VARIANT => {
                 let shape = self.shape()?;
                 self.variant_name(shape)?;
-                self.by_names(shape, visitor)
+                Next::Inner(self.fields(shape))
             }
-            _ => fail("there is a tag that is none"),
-        }
+            _ => return fail("there is a tag that is none"),
+        })
+    }
+
+    fn fields(&self, shape: usize) -> Inner<'de> {
+        let (names, left) = self.names(shape);
+        Inner::Fields { names, left }
+    }
+
+    /// A variant, if one comes next in any form.
+    fn scan_variant(&mut self) -> Result<Option<Variants<'de>>> {
+        self.skip_some();
+        let Some((&tag, rest)) = self.rest.split_first() else { return Ok(None) };
+        let outer = std::mem::replace(&mut self.rest, rest);
+        Ok(Some(match tag {
+            tag::UNIT_VARIANT | tag::VARIANT => {
+                let shape = self.shape()?;
+                let name = self.variant_name(shape)?;
+                if tag == tag::VARIANT { Variants::Named(name) } else { Variants::Unit(name) }
+            }
+            // As other formats write variants, and types that are written by hand.
+            tag::STR => Variants::Unit(self.text()?),
+            tag::MAP => Variants::Entry(self.count()?),
+            tag::STRUCT => {
+                let shape = self.shape()?;
+                let (names, left) = self.names(shape);
+                Variants::Field { names, left }
+            }
+            _ => {
+                self.rest = outer;
+                return Ok(None);
+            }
+        }))
     }
 }
 
@@ -631,23 +855,18 @@ macro_rules! leaves {
     ($($deserialize:ident $visit:ident $number:ty, $kind:ident;)*) => {$(
         #[inline(always)]
         fn $deserialize<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-            if ROW {
-                if self.is_next(tag::$kind) {
-                    self.note(tag::$kind - tag::U8);
-                    return visitor.$visit(<$number>::from_le_bytes(self.array()?));
-                }
-            } else if let Some((head, rest)) = self.rest.split_first_chunk::<{ 1 + size_of::<$number>() }>()
+            if let Some((head, rest)) = self.rest.split_first_chunk::<{ 1 + size_of::<$number>() }>()
                 && let [tag::$kind, number @ ..] = head
             {
                 self.rest = rest;
                 return visitor.$visit(<$number>::from_le_bytes(*number));
             }
-            self.unusual(visitor)
+            self.unusual(tag::$kind, visitor)
         }
     )*};
 }
 
-impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
+impl<'de> Deserializer<'de> for &mut Reader<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
@@ -671,21 +890,17 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
 
     #[inline]
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        if ROW && self.is_next(tag::TRUE) {
-            self.note(rows::BOOL);
-            return visitor.visit_bool(self.bool_of_row()?);
-        }
         match self.rest {
-            [tag @ (tag::TRUE | tag::FALSE), rest @ ..] if !ROW => {
+            [tag @ (tag::TRUE | tag::FALSE), rest @ ..] => {
                 self.rest = rest;
                 visitor.visit_bool(*tag == tag::TRUE)
             }
-            _ => self.unusual(visitor),
+            _ => self.unusual(tag::TRUE, visitor),
         }
     }
 
     fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        self.unusual(visitor)
+        self.unusual(tag::CHAR, visitor)
     }
 
     #[inline]
@@ -693,7 +908,7 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
         if self.is_next(tag::STR) {
             return visitor.visit_borrowed_str(self.text()?);
         }
-        self.unusual(visitor)
+        self.unusual(tag::STR, visitor)
     }
 
     #[inline]
@@ -710,9 +925,7 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
         if self.is_next(tag::BYTES) {
             return visitor.visit_borrowed_bytes(self.blob()?);
         }
-        if let [tag::RUN, tag::U8, 0, rest @ ..] = self.rest
-            && !ROW
-        {
+        if let [tag::RUN, tag::U8, 0, rest @ ..] = self.rest {
             self.rest = rest;
             return visitor.visit_borrowed_bytes(self.long()?);
         }
@@ -729,7 +942,13 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
     #[inline]
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
         if self.is_next(tag::SOME) {
-            return self.down(|reader| visitor.visit_some(reader));
+            if !self.has_level_for::<V::Value>() {
+                return self.down(Inner::Some, visitor);
+            }
+            self.depth -= 1;
+            let value = visitor.visit_some(&mut *self);
+            self.depth += 1;
+            return value;
         }
         match self.peek()? {
             tag::NONE | tag::UNIT => self.any(visitor),
@@ -768,31 +987,25 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
             return self.elements(count, visitor);
         }
         if self.is_next(tag::SEQ8) {
-            let [count] = self.head()?;
+            let [count] = self.array()?;
             return self.elements(usize::from(count), visitor);
-        }
-        if self.is_next(tag::ROWS) {
-            return self.rows(visitor);
         }
         self.skip_some();
         if self.is_next(tag::BYTES) {
-            return run::visit(tag::U8, self.blob()?, visitor);
+            return Numbers::of_bytes(self.blob()?).visit(visitor);
         }
         self.any(visitor)
     }
 
     #[inline(always)]
     fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value> {
-        if let [tag::SEQ8, count, rest @ ..] = *self.tags()
+        if let [tag::SEQ8, count, rest @ ..] = self.rest
             && usize::from(*count) == len
         {
-            *self.tags() = rest;
-            self.note(rows::SEQ);
-            let value = self.elements(len, visitor)?;
-            self.note(rows::END);
-            return Ok(value);
+            self.rest = rest;
+            return self.elements(len, visitor);
         }
-        self.deserialize_seq(visitor)
+        self.unusual_tuple(len, visitor)
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, len: usize, visitor: V) -> Result<V::Value> {
@@ -800,10 +1013,8 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        if self.is_next(tag::MAP) {
-            return self.entries(visitor);
-        }
-        self.unusual(visitor)
+        self.skip_some();
+        self.any(visitor)
     }
 
     #[inline(always)]
@@ -814,19 +1025,11 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
         visitor: V,
     ) -> Result<V::Value> {
         if !self.is_next(tag::STRUCT) {
-            self.skip_some();
-            if !self.is_next(tag::STRUCT) {
-                return self.any(visitor);
-            }
+            return self.unusual_struct(fields, visitor);
         }
         let shape = self.shape()?;
         if self.is_positional::<V>(shape, fields) {
-            if ROW && let Some(asked) = &mut self.asked {
-                asked.for_struct(identity::id_of::<V>(), fields);
-            }
-            let value = self.elements(fields.len(), visitor)?;
-            self.note(rows::END);
-            return Ok(value);
+            return self.elements(fields.len(), visitor);
         }
         self.by_names(shape, visitor)
     }
@@ -837,43 +1040,16 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value> {
-        self.skip_some();
-        let tag = self.peek()?;
-        match tag {
-            tag::UNIT_VARIANT | tag::VARIANT => {
-                self.head::<1>()?;
-                let shape = self.shape()?;
-                let name = self.variant_name(shape)?;
-                match tag {
-                    tag::VARIANT => self.down(|reader| visitor.visit_enum(Variant { reader, name })),
-                    _ => visitor.visit_enum(BorrowedStrDeserializer::new(name)),
-                }
+        match self.scan_variant()? {
+            Some(variant @ Variants::Unit(_)) => self.visit_variant(variant, visitor),
+            Some(variant) if self.has_level_for::<V::Value>() => {
+                self.depth -= 1;
+                let value = self.visit_variant(variant, visitor);
+                self.depth += 1;
+                value
             }
-            // As other formats write variants, and types that are written by hand.
-            tag::STR => {
-                self.head::<1>()?;
-                visitor.visit_enum(self.text()?.into_deserializer())
-            }
-            tag::MAP => {
-                self.head::<1>()?;
-                let left = self.count()?;
-                self.down(|reader| {
-                    let mut entries = Elements { reader, left };
-                    let value = visitor.visit_enum(MapAccessDeserializer::new(&mut entries))?;
-                    all_taken(entries.left == 0, value)
-                })
-            }
-            tag::STRUCT => {
-                self.head::<1>()?;
-                let shape = self.shape()?;
-                let (names, left) = self.names(shape);
-                self.down(|reader| {
-                    let mut fields = Fields { reader, names, left };
-                    let value = visitor.visit_enum(MapAccessDeserializer::new(&mut fields))?;
-                    all_taken(fields.left == 0, value)
-                })
-            }
-            _ => self.any(visitor),
+            Some(variant) => self.down(Inner::Variant(variant), visitor),
+            None => self.any(visitor),
         }
     }
 
@@ -891,12 +1067,12 @@ impl<'de, const ROW: bool> Deserializer<'de> for &mut Reader<'de, ROW> {
 }
 
 /// The elements of a sequence, or keys and values in turn.
-struct Elements<'b, 'de, const ROW: bool> {
-    reader: &'b mut Reader<'de, ROW>,
+struct Elements<'b, 'de> {
+    reader: &'b mut Reader<'de>,
     left: usize,
 }
 
-impl<'de, const ROW: bool> SeqAccess<'de> for Elements<'_, 'de, ROW> {
+impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
     type Error = Error;
 
     #[inline(always)]
@@ -913,7 +1089,7 @@ impl<'de, const ROW: bool> SeqAccess<'de> for Elements<'_, 'de, ROW> {
     }
 }
 
-impl<'de, const ROW: bool> MapAccess<'de> for Elements<'_, 'de, ROW> {
+impl<'de> MapAccess<'de> for Elements<'_, 'de> {
     type Error = Error;
 
     #[inline]
@@ -933,7 +1109,7 @@ impl<'de, const ROW: bool> MapAccess<'de> for Elements<'_, 'de, ROW> {
 
 /// Rows, each with the same template.
 struct Rows<'b, 'de> {
-    reader: &'b mut Reader<'de, true>,
+    reader: &'b mut Reader<'de>,
     template: &'de [u8],
     rest: &'de [u8],
     layout: Layout,
@@ -955,11 +1131,12 @@ impl<'de> Rows<'_, 'de> {
     /// Reads a row part by part, by its template.
     #[inline(never)]
     fn by_template<S: DeserializeSeed<'de>>(&mut self, row: &'de [u8], seed: S) -> Result<S::Value> {
-        (self.reader.rest, self.reader.template, self.reader.bare) = (row, self.template, (0, 0));
+        self.reader.row = Some(Row { template: self.template, numbers: row });
+        self.reader.bare = (0, 0);
         self.reader.asked = std::mem::take(&mut self.is_first).then(Asked::for_nothing_yet);
         let value = seed.deserialize(&mut *self.reader)?;
         self.exact = self.reader.asked.take().filter(|asked| asked.is_exactly(&self.layout));
-        all_taken(self.reader.template.is_empty(), value)
+        all_taken(self.reader.row.take().is_some_and(|row| row.template.is_empty()), value)
     }
 }
 
@@ -986,13 +1163,13 @@ impl<'de> SeqAccess<'de> for Rows<'_, 'de> {
 }
 
 /// The fields of a struct, as a map from their names.
-struct Fields<'b, 'de, const ROW: bool> {
-    reader: &'b mut Reader<'de, ROW>,
+struct Fields<'b, 'de> {
+    reader: &'b mut Reader<'de>,
     names: &'de [u8],
     left: usize,
 }
 
-impl<'de, const ROW: bool> MapAccess<'de> for Fields<'_, 'de, ROW> {
+impl<'de> MapAccess<'de> for Fields<'_, 'de> {
     type Error = Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
@@ -1012,41 +1189,73 @@ impl<'de, const ROW: bool> MapAccess<'de> for Fields<'_, 'de, ROW> {
     }
 }
 
-/// A variant that has content.
-struct Variant<'b, 'de, const ROW: bool> {
-    reader: &'b mut Reader<'de, ROW>,
-    name: &'de str,
+/// A variant, and how many entries of its map or struct are left once it has been read.
+struct Variant<'b, 'de> {
+    reader: &'b mut Reader<'de>,
+    variant: Variants<'de>,
+    left: &'b mut usize,
 }
 
-impl<'de, const ROW: bool> EnumAccess<'de> for Variant<'_, 'de, ROW> {
+impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
     type Error = Error;
     type Variant = Self;
 
     #[inline]
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self)> {
-        Ok((seed.deserialize(BorrowedStrDeserializer::new(self.name))?, self))
+    fn variant_seed<S: DeserializeSeed<'de>>(mut self, seed: S) -> Result<(S::Value, Self)> {
+        let one_of = |left: usize| left.checked_sub(1).map_or_else(|| fail("a variant that has no name"), Ok);
+        let name = match &mut self.variant {
+            Variants::Unit(name) | Variants::Named(name) => name,
+            Variants::Entry(left) => {
+                *self.left = one_of(*left)?;
+                return Ok((self.reader.part(seed)?, self));
+            }
+            Variants::Field { names, left } => {
+                *self.left = one_of(*left)?;
+                cut_name(names)?
+            }
+        };
+        if let Variants::Unit(_) | Variants::Named(_) = self.variant {
+            *self.left = 0;
+        }
+        Ok((seed.deserialize(BorrowedStrDeserializer::new(name))?, self))
     }
 }
 
-impl<'de, const ROW: bool> VariantAccess<'de> for Variant<'_, 'de, ROW> {
+impl Variant<'_, '_> {
+    /// Its content, if it has some.
+    fn content(&self, wanted: &dyn serde::de::Expected) -> Result<()> {
+        match self.variant {
+            Variants::Unit(_) => Err(serde::de::Error::invalid_type(Unexpected::UnitVariant, wanted)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
     type Error = Error;
 
     fn unit_variant(self) -> Result<()> {
-        Deserialize::deserialize(self.reader)
+        match self.variant {
+            Variants::Unit(_) => Ok(()),
+            _ => Deserialize::deserialize(self.reader),
+        }
     }
 
     #[inline]
     fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value> {
-        seed.deserialize(self.reader)
+        self.content(&"newtype variant")?;
+        self.reader.part(seed)
     }
 
     #[inline]
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value> {
+        self.content(&"tuple variant")?;
         self.reader.deserialize_tuple(len, visitor)
     }
 
     #[inline]
     fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value> {
+        self.content(&"struct variant")?;
         self.reader.deserialize_struct("", fields, visitor)
     }
 }

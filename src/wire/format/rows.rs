@@ -201,6 +201,17 @@ impl Layout {
     }
 }
 
+/// The code of a part that begins with this tag.
+pub(super) fn code(tag: u8) -> u8 {
+    match tag {
+        tag::SEQ8 => SEQ,
+        tag::STRUCT => STRUCT,
+        tag::TRUE => BOOL,
+        // Only these stand in templates.
+        number => number.wrapping_sub(tag::U8),
+    }
+}
+
 /// The codes of `parts` and one more.
 #[inline(always)]
 pub(super) fn with_part(parts: u64, code: u8) -> u64 {

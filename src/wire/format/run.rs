@@ -6,7 +6,6 @@ use crate::wire::list::List;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any as forward;
 use std::any::TypeId;
-use std::marker::PhantomData;
 
 /// Does `$case!(type KIND, ..)` for every number that lies in runs.
 macro_rules! each_number {
@@ -118,11 +117,17 @@ pub(super) fn size(kind: u8) -> Result<usize> {
 /// The whole run as the value of `V`, if that is serde's own visitor of a `Vec` of just these: it would but push the
 /// elements. Another visitor, which may do as it likes, is given them one by one.
 #[inline(always)]
-pub(super) fn list<'de, V: Visitor<'de>>(kind: u8, width: u8, run: &mut Run<'de>) -> Option<V::Value> {
+pub(super) fn list<'de, V: Visitor<'de>>(numbers: &mut Numbers<'de>) -> Option<V::Value> {
     // Told from the layout, so that the code below is compiled only for what may be such a list.
     if const { size_of::<V::Value>() != size_of::<Vec<u8>>() || !std::mem::needs_drop::<V::Value>() } {
         return None;
     }
+    list_of_same_layout::<V>(numbers)
+}
+
+#[inline(never)]
+fn list_of_same_layout<'de, V: Visitor<'de>>(numbers: &mut Numbers<'de>) -> Option<V::Value> {
+    let (kind, width, run) = (numbers.kind, numbers.width, &mut numbers.run);
     let visitor = identity::id_of::<V>();
     macro_rules! case {
         ($number:ty) => {
@@ -198,9 +203,6 @@ impl serde::de::Error for Found {
     }
 }
 
-/// One number out of a run, and how often it may still be read as an option.
-struct Leaf<P>(P, u32);
-
 /// How often what is no option may be read as one, all at the same place: a type that is an option of itself would ask
 /// for ever.
 pub(super) const MOST_OPTIONS: u32 = 16;
@@ -210,112 +212,127 @@ pub(super) fn one_less(options: u32) -> Result<u32> {
     options.checked_sub(1).map_or_else(|| fail("there is a value where options are expected without end"), Ok)
 }
 
-/// Numbers of one kind.
-struct Numbers<'de, P>(&'de [u8], PhantomData<P>);
+/// A list of numbers of one kind, or of arrays of them.
+pub(super) struct Numbers<'de> {
+    kind: u8,
+    /// How many numbers an array has; 0 for numbers by themselves.
+    width: u8,
+    /// How many bytes an element takes.
+    size: usize,
+    run: Run<'de>,
+}
+
+impl<'de> Numbers<'de> {
+    pub(super) fn new(kind: u8, width: u8, size: usize, run: Run<'de>) -> Self {
+        Self { kind, width, size, run }
+    }
+
+    pub(super) fn of_bytes(bytes: &'de [u8]) -> Self {
+        Self::new(tag::U8, 0, 1, Run::Here(bytes))
+    }
+
+    /// Numbers, or arrays, one by one.
+    pub(super) fn visit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        let mut elements =
+            Elements { kind: self.kind, is_array: self.width > 0, size: self.size, rest: self.run.bytes() };
+        let value = visitor.visit_seq(&mut elements)?;
+        all_taken(elements.rest.is_empty(), value)
+    }
+}
+
+/// What is left of a list of numbers.
+struct Elements<'de> {
+    kind: u8,
+    is_array: bool,
+    size: usize,
+    rest: &'de [u8],
+}
+
+impl<'de> SeqAccess<'de> for Elements<'de> {
+    type Error = Error;
+
+    #[inline]
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
+        let Some((bytes, rest)) = self.rest.split_at_checked(self.size).filter(|(element, _)| !element.is_empty())
+        else {
+            return Ok(None);
+        };
+        self.rest = rest;
+        seed.deserialize(Element { kind: self.kind, is_array: self.is_array, options: MOST_OPTIONS, bytes }).map(Some)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.rest.len().checked_div(self.size)
+    }
+}
+
+/// One number out of a run, or one array.
+struct Element<'de> {
+    kind: u8,
+    is_array: bool,
+    /// How often it may still be read as an option.
+    options: u32,
+    bytes: &'de [u8],
+}
 
 macro_rules! numbers {
-    ($($number:ident $kind:ident $visit:ident $size:literal),*) => {
-        $(impl<'de> Deserializer<'de> for Leaf<$number> {
+    ($($number:ident $kind:ident $deserialize:ident $visit:ident),*) => {
+        impl<'de> Deserializer<'de> for Element<'de> {
             type Error = Error;
-            #[inline(always)]
+
+            #[inline(never)]
             fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-                visitor.$visit(self.0)
+                if self.is_array {
+                    let size = size(self.kind)?;
+                    let mut numbers = Elements { kind: self.kind, is_array: false, size, rest: self.bytes };
+                    let value = visitor.visit_seq(&mut numbers)?;
+                    return all_taken(numbers.rest.is_empty(), value);
+                }
+                match (self.kind, self.bytes) {
+                    $((tag::$kind, bytes) if let Ok(number) = bytes.try_into() => {
+                        visitor.$visit(<$number>::from_le_bytes(number))
+                    })*
+                    _ => fail("a run of what is no number"),
+                }
             }
+
+            $(#[inline(always)]
+            fn $deserialize<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+                match self.bytes.try_into() {
+                    Ok(number) if self.kind == tag::$kind && !self.is_array => {
+                        visitor.$visit(<$number>::from_le_bytes(number))
+                    }
+                    _ => self.deserialize_any(visitor),
+                }
+            })*
+
             fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-                visitor.visit_some(Self(self.0, one_less(self.1)?))
+                let options = one_less(self.options)?;
+                visitor.visit_some(Self { options, ..self })
             }
+
             #[inline(always)]
             fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value> {
                 visitor.visit_newtype_struct(self)
             }
+
             forward! {
-                bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
-                seq tuple tuple_struct map struct enum identifier ignored_any
-            }
-        }
-
-        impl<'de> SeqAccess<'de> for Numbers<'de, $number> {
-            type Error = Error;
-            #[inline(always)]
-            fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
-                let Some((number, rest)) = self.0.split_first_chunk::<$size>() else { return Ok(None) };
-                self.0 = rest;
-                seed.deserialize(Leaf(<$number>::from_ne_bytes(*number), MOST_OPTIONS)).map(Some)
-            }
-            fn size_hint(&self) -> Option<usize> {
-                Some(self.0.len() / $size)
-            }
-        })*
-
-        /// Numbers one by one.
-        #[inline]
-        pub(super) fn visit<'de, V: Visitor<'de>>(kind: u8, bytes: &'de [u8], visitor: V) -> Result<V::Value> {
-            match kind {
-                $(tag::$kind => {
-                    let mut numbers = Numbers::<$number>(bytes, PhantomData);
-                    let value = visitor.visit_seq(&mut numbers)?;
-                    all_taken(numbers.0.is_empty(), value)
-                })*
-                _ => fail("a run of what is no number"),
+                bool i128 u128 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct enum
+                identifier ignored_any
             }
         }
     };
 }
 
 numbers! {
-    u8 U8 visit_u8 1, u16 U16 visit_u16 2, u32 U32 visit_u32 4, u64 U64 visit_u64 8,
-    i8 I8 visit_i8 1, i16 I16 visit_i16 2, i32 I32 visit_i32 4, i64 I64 visit_i64 8,
-    f32 F32 visit_f32 4, f64 F64 visit_f64 8
+    u8 U8 deserialize_u8 visit_u8, u16 U16 deserialize_u16 visit_u16, u32 U32 deserialize_u32 visit_u32,
+    u64 U64 deserialize_u64 visit_u64, i8 I8 deserialize_i8 visit_i8, i16 I16 deserialize_i16 visit_i16,
+    i32 I32 deserialize_i32 visit_i32, i64 I64 deserialize_i64 visit_i64, f32 F32 deserialize_f32 visit_f32,
+    f64 F64 deserialize_f64 visit_f64
 }
 
 /// A value, if its visitor has taken all elements: one that wants fewer was meant for something else.
 #[inline(always)]
 pub(super) fn all_taken<T>(is_so: bool, value: T) -> Result<T> {
     if is_so { Ok(value) } else { fail("there are more elements than the type has place for") }
-}
-
-/// Arrays of `size` bytes, one by one.
-pub(super) struct Arrays<'de> {
-    pub(super) bytes: &'de [u8],
-    pub(super) kind: u8,
-    pub(super) size: usize,
-}
-
-impl<'de> SeqAccess<'de> for Arrays<'de> {
-    type Error = Error;
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>> {
-        let Some((bytes, rest)) = self.bytes.split_at_checked(self.size).filter(|(row, _)| !row.is_empty()) else {
-            return Ok(None);
-        };
-        self.bytes = rest;
-        seed.deserialize(Array { bytes, kind: self.kind, options: MOST_OPTIONS }).map(Some)
-    }
-    fn size_hint(&self) -> Option<usize> {
-        self.bytes.len().checked_div(self.size)
-    }
-}
-
-/// One array out of a run.
-struct Array<'de> {
-    bytes: &'de [u8],
-    kind: u8,
-    options: u32,
-}
-
-impl<'de> Deserializer<'de> for Array<'de> {
-    type Error = Error;
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        visit(self.kind, self.bytes, visitor)
-    }
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        let options = one_less(self.options)?;
-        visitor.visit_some(Self { options, ..self })
-    }
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value> {
-        visitor.visit_newtype_struct(self)
-    }
-    forward! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct enum identifier ignored_any
-    }
 }
