@@ -475,10 +475,14 @@ impl ChannelCore {
         Error::new(ErrorKind::Timeout, format!("the {} was not ready in time", self.what))
     }
 
+    #[inline]
     fn decode<T: DeserializeOwned + 'static>(&self, (buffer, fds): Received) -> Result<T> {
-        let unread = self.is_joinable.then(|| BeingDecoded(self));
+        if !self.is_joinable {
+            return buffer.decode(fds);
+        }
+        let unread = BeingDecoded(self);
         let value = buffer.decode(fds)?;
-        unread.into_iter().for_each(std::mem::forget);
+        std::mem::forget(unread);
         Ok(value)
     }
 

@@ -600,10 +600,13 @@ impl Ring {
         let segment = extent.segment();
         let head = segment.head();
         let Some(tail) = segment.tail_beyond(head) else { return false };
-        if !extent.is_whole() || extent.size() > KEEP && !self.is_usual(&segment, head, tail) {
+        let Some(record) = segment.record(head, tail) else { return false };
+        if !extent.is_whole() || extent.size() > KEEP && !self.is_usual(&segment, record, head, tail) {
             return false;
         }
-        let Some(record) = segment.read_here(head, tail, most, to) else { return false };
+        if !segment.read_here(head, record, most, to) {
+            return false;
+        }
         fault::point("get.read");
         fault::point("get.noted");
         segment.consume(head, record);
@@ -613,10 +616,10 @@ impl Ring {
 
     /// Returns `true` if taking the record at `head` of a segment with room for large ones leaves nothing to see to: it is small, and does not
     /// drain the segment, or this process has seen to its memory already.
-    fn is_usual(&self, segment: &Segment<'_, Extent>, head: Mark, tail: Mark) -> bool {
-        let is_small = segment.record(head, tail).is_some_and(|record| u64::from(record.len) <= KEEP);
+    #[inline]
+    fn is_usual(&self, segment: &Segment<'_, Extent>, record: RecordHead, head: Mark, tail: Mark) -> bool {
         let drains = tail.count.wrapping_sub(head.count) == 1;
-        is_small && !(drains && (segment.is_to_be_given_back() || self.has_idle(segment)))
+        u64::from(record.len) <= KEEP && !(drains && (segment.is_to_be_given_back() || self.has_idle(segment)))
     }
 
     /// Returns `true` if there is no record: a look without the lock, for a caller that is notified of each put after it, and looks again.

@@ -303,17 +303,17 @@ impl<B: Bytes> Segment<'_, B> {
         fits
     }
 
-    /// The record without descriptors at `head`, which is before `tail`, if it lies there in one piece of `most` bytes; its payload
-    /// is appended to `to`. Under the get lock.
-    #[inline]
-    pub(super) fn read_here(&self, head: Mark, tail: Mark, most: usize, to: &mut Vec<u8>) -> Option<RecordHead> {
-        let is_usual = |record: &RecordHead| record.fds == 0 && record.gap == 0 && record.len as usize <= most;
-        let record = self.record(head, tail).filter(is_usual)?;
+    /// Appends the payload of `record`, the one at `head`, if it has no descriptors and lies in one piece of `most` bytes at most
+    /// behind its head.
+    #[inline(always)]
+    pub(super) fn read_here(&self, head: Mark, record: RecordHead, most: usize, to: &mut Vec<u8>) -> bool {
         let at = self.offset(head.position) as usize * UNIT + RecordHead::LEN;
-        (at + record.len as usize <= self.capacity as usize * UNIT).then(|| {
-            self.bytes.read(at, record.len as usize, to);
-            record
-        })
+        let len = record.len as usize;
+        let is_usual = record.fds == 0 && record.gap == 0 && len <= most && at + len <= self.capacity as usize * UNIT;
+        if is_usual {
+            self.bytes.read(at, len, to);
+        }
+        is_usual
     }
 
     /// The commit of a put.
@@ -324,6 +324,7 @@ impl<B: Bytes> Segment<'_, B> {
     }
 
     /// The record at `head`, which is before `tail`; `None` if the bytes there make no record.
+    #[inline]
     pub(super) fn record(&self, head: Mark, tail: Mark) -> Option<RecordHead> {
         let available = tail.position.wrapping_sub(head.position);
         let word = |position: u32| self.bytes.word(self.offset(position) as usize * UNIT);

@@ -12,15 +12,26 @@ const AHEAD: usize = 8;
 /// on one that is mapped for the call. Memory of it that is not touched costs nothing.
 #[inline]
 pub(crate) fn with_room<R>(bytes: usize, deep: impl FnOnce() -> R) -> io::Result<R> {
+    let (mut deep, mut result) = (Some(deep), None);
+    run_with_room(bytes, &mut || result = deep.take().map(|deep| deep()))?;
+    // `run_with_room` has called it.
+    result.ok_or_else(|| io::ErrorKind::Other.into())
+}
+
+/// The same for every type of result, so that it is compiled once.
+#[inline(never)]
+fn run_with_room(bytes: usize, deep: &mut dyn FnMut()) -> io::Result<()> {
     if stacker::remaining_stack().is_some_and(|left| left >= bytes) {
-        return Ok(deep());
+        deep();
+        return Ok(());
     }
     let ahead = bytes.saturating_mul(AHEAD).min(USUAL).max(bytes);
     let size = match rehearse(ahead) {
         Ok(()) => ahead,
         Err(_) => rehearse(bytes).map(|()| bytes)?,
     };
-    Ok(stacker::grow(size, deep))
+    stacker::grow(size, deep);
+    Ok(())
 }
 
 /// Returns `true` if this thread has so much stack left, or that much can be mapped and `beside` bytes of memory as well.

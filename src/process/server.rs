@@ -42,7 +42,7 @@ use super::order::{Descriptors, Order};
 use super::origin::{self, Origin};
 use super::protocol::{self, Answer, Base, Born, Ready, Reply, Report, Request, Role};
 use super::variables::Variables;
-use super::{child, preload, role};
+use super::{child, executor, preload, role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::spawn::{self, Fork, SingleThreaded};
 use crate::os::sync::lock;
@@ -193,7 +193,9 @@ impl Server {
             // If this fails, children share the sockets by which tokio learns of signals; all else works.
             let _ = self_pipe::find();
         }
-        let _ = std::io::stdout(); // Made here once rather than in every child.
+        // Made here once rather than in every child: the stream, and what tokio has registered for the end of this thread.
+        let _ = std::io::stdout();
+        let _ = executor::is_inside_runtime();
         child::rehearse(Some(socket::packet_pair().map_err(failed)?))?;
         exec::write_to_nobody().map_err(failed)?;
         if single.is_none() {

@@ -64,6 +64,7 @@ pub(crate) fn spare() -> Vec<u8> {
 }
 
 /// Gives a buffer back for the next message.
+#[inline]
 pub(crate) fn keep(mut buffer: Vec<u8>) {
     buffer.clear();
     let room = buffer.capacity();

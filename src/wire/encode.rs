@@ -27,9 +27,14 @@ pub(crate) struct Parcel {
     pub(crate) fds: Vec<OwnedFd>,
 }
 
-/// Receives the bytes of a message.
+/// Receives the bytes of a message. Small, for each small message moves one through several results.
 pub(crate) enum Buffer {
     Bytes(Vec<u8>),
+    Large(Box<Large>),
+}
+
+/// Receives a large message without a buffer beside the value.
+pub(crate) enum Large {
     /// The value itself, which is numbers.
     Numbers(List),
     /// Of our own format: large lists, texts and bytes by themselves.
@@ -44,8 +49,10 @@ impl Buffer {
     pub(crate) fn of<T: 'static>(len: usize) -> Self {
         let numbers = if len >= NUMBERS_FROM { plain::numbers::<T>(len) } else { None };
         match numbers {
-            Some(numbers) => Self::Numbers(numbers),
-            None if len >= NUMBERS_FROM && is_formatted::<T>() => Self::Parted(Parted::default()),
+            Some(numbers) => Self::Large(Box::new(Large::Numbers(numbers))),
+            None if len >= NUMBERS_FROM && is_formatted::<T>() => {
+                Self::Large(Box::new(Large::Parted(Parted::default())))
+            }
             None if takes_buffer::<T>() => Self::Bytes(memory::with_room(Vec::new(), len)),
             None => Self::Bytes(buffers::with_room(len)),
         }
@@ -55,15 +62,27 @@ impl Buffer {
     pub(crate) fn receive(&mut self, from: &impl Source) {
         match self {
             Self::Bytes(bytes) => from.append(0, from.len(), bytes),
-            Self::Numbers(numbers) => numbers.append(from, 0, from.len()),
-            Self::Parted(parted) => *parted = Parted::receive(from),
+            Self::Large(large) => match &mut **large {
+                Large::Numbers(numbers) => numbers.append(from, 0, from.len()),
+                Large::Parted(parted) => *parted = Parted::receive(from),
+            },
         }
     }
 
     /// Decodes, as [`decode`].
+    #[inline]
     pub(crate) fn decode<T: DeserializeOwned + 'static>(self, fds: Vec<OwnedFd>) -> Result<T> {
         match self {
             Self::Bytes(bytes) => decode(Parcel { bytes, fds }),
+            Self::Large(large) => large.decode(fds),
+        }
+    }
+}
+
+impl Large {
+    #[inline(never)]
+    fn decode<T: DeserializeOwned + 'static>(self, fds: Vec<OwnedFd>) -> Result<T> {
+        match self {
             // They were made for this `T`.
             Self::Numbers(mut numbers) => {
                 plain::of_numbers(&mut numbers).ok_or_else(|| unreadable::<T>("it was received as another type"))
@@ -341,6 +360,7 @@ pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T
 }
 
 /// The reverse of [`encode`]. Descriptors that `T` does not take are closed.
+#[inline]
 pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T> {
     if const { size_of::<T>() == size_of::<EncodedMessage>() } && TypeId::of::<T>() == TypeId::of::<EncodedMessage>() {
         return EncodedMessage::from(parcel).into_same();
@@ -354,6 +374,11 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(parcel: Parcel) -> Result<T>
         Read::Invalid => return Err(unreadable::<T>("it is of another length")),
         Read::NotPlain(bytes) => bytes,
     };
+    decode_formatted(bytes, fds)
+}
+
+#[inline(never)]
+fn decode_formatted<T: DeserializeOwned>(bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Result<T> {
     let value = attach::supply(fds, || decode_slice(&bytes));
     keep(bytes);
     value

@@ -55,7 +55,7 @@ fn read<'de, T: Deserialize<'de>>(message: &'de [u8], apart: &'de mut [Apart]) -
             let mut read = || T::deserialize(&mut reader);
             let read = stack::with_room(least.saturating_add(of_values), &mut read)
                 .or_else(|_| stack::with_room(least, &mut read));
-            read.unwrap_or_else(no_stack)
+            read.unwrap_or_else(|error| Err(no_stack(error)))
         }
     };
     let (value, left) = (value?, reader.rest.len() + reader.apart.len());
@@ -456,7 +456,7 @@ impl<'de> Reader<'de> {
     #[inline(never)]
     fn large_part<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value> {
         let room = STACK_TO_GO_ON + stack_of_levels::<S::Value>(self.depth + 1);
-        stack::with_room(room, || seed.deserialize(self)).unwrap_or_else(no_stack)
+        stack::with_room(room, || seed.deserialize(self)).unwrap_or_else(|error| Err(no_stack(error)))
     }
 
     /// Whether a `T` can be read a level deeper on the stack that there is.
@@ -486,7 +486,7 @@ impl<'de> Reader<'de> {
     #[inline(never)]
     fn with_room<V: Visitor<'de>>(&mut self, inner: Inner<'de>, visitor: V) -> Result<V::Value> {
         let room = STACK_TO_GO_ON.saturating_add(stack_of_value::<V::Value>());
-        stack::with_room(room, || self.inner(inner, visitor)).unwrap_or_else(no_stack)
+        stack::with_room(room, || self.inner(inner, visitor)).unwrap_or_else(|error| Err(no_stack(error)))
     }
 
     #[inline(never)]

@@ -91,10 +91,9 @@ impl Error {
 
 /// No memory for a stack.
 #[cold]
-fn no_stack<T>(error: std::io::Error) -> Result<T> {
-    Err(Error::new(format_args!(
-        "it is nested so deeply that it needs a stack of its own, which is not to be had: {error}"
-    )))
+fn no_stack(error: std::io::Error) -> Error {
+    let why = "it is nested so deeply that it needs a stack of its own, which is not to be had";
+    Error::new(format_args!("{why}: {error}"))
 }
 
 /// An error, as a result.

@@ -165,7 +165,7 @@ impl Writer<'_> {
     #[inline(never)]
     fn part_with_room<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         let written = stack::with_room(STACK_TO_GO_ON, || value.serialize(&mut *self));
-        written.unwrap_or_else(no_stack).inspect_err(|_| self.is_broken = true)
+        written.unwrap_or_else(|error| Err(no_stack(error))).inspect_err(|_| self.is_broken = true)
     }
 
     #[inline]
