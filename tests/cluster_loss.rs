@@ -386,6 +386,68 @@ async fn items_of_a_purged_deleted_or_emptied_stream_are_published_again() {
     assert_eq!(pool.stats().duplicates, 0);
 }
 
+fn stays_until(begun: PathBuf, may_end: PathBuf) {
+    add(&begun);
+    while !may_end.exists() {
+        std::thread::sleep(5 * MS);
+    }
+}
+
+/// In the new stream another message has the same number.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_of_a_stream_that_is_gone_takes_no_message_out_of_the_new_one() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let file = |name| server.dir().join(name);
+    let host = Host::start(&server, 1);
+    let old = pool.apply_async(stays_until, (file("old"), file("old-may-end")));
+    until("it runs", async || notes(&file("old")) == 1).await;
+    until_it_is_held(&pool, &host).await;
+    let other = Host::start(&server, 1);
+    until("both are there", async || pool.workers() == 2).await;
+    server.delete_stream().await;
+    let new = pool.apply_async(stays_until, (file("new"), file("new-may-end")));
+    until("the other runs it", async || notes(&file("new")) == 1).await;
+    // Each host renews what it has, says so to itself, and looks which stream is there.
+    let client = server.client().await;
+    let mut renewals = server.subscribe(&client, "mp.pool.h.*.e").await;
+    let mut seen = std::collections::HashMap::<String, u32>::new();
+    while seen.len() < 2 || seen.values().any(|times| *times < 4) {
+        let renewal = within(renewals.next()).await.unwrap();
+        *seen.entry(renewal.subject.to_string()).or_default() += 1;
+    }
+    std::fs::write(file("old-may-end"), "").unwrap();
+    within(old).await.unwrap();
+    assert_eq!(host.drain().await.0, 1);
+    assert_eq!(server.messages().await, 1, "what runs is in the stream");
+    std::fs::write(file("new-may-end"), "").unwrap();
+    within(new).await.unwrap();
+    server.is_empty().await;
+    assert_eq!(other.drain().await.0, 1);
+}
+
+fn grow(len: usize) -> Vec<u8> {
+    vec![1; len]
+}
+
+/// The fetch itself is given up after a minute.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "half a minute: by hand"]
+async fn a_host_that_is_lost_while_its_answer_is_fetched_counts_as_lost_before_the_fetch_is_given_up() {
+    let server = server!();
+    let pool = Pool::builder().cluster(server.address().redeliver(0)).build().unwrap();
+    let host = Host::start(&server, 1);
+    let client = server.client().await;
+    let mut pieces = server.subscribe(&client, "mp.pool.h.*.p").await;
+    let call = pool.apply_async(grow, (256 << 20,));
+    within(pieces.next()).await.unwrap();
+    host.signal("STOP");
+    let stopped = Instant::now();
+    let outcome = tokio::time::timeout(Duration::from_secs(50), call).await.expect("before the fetch is given up");
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::ProcessDied, "{:?}", stopped.elapsed());
+    host.signal("CONT");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_memory_storage_may_forget_everything_under_load() {
     let mut server = server!();

@@ -3,7 +3,9 @@
 //! # Who holds what
 //! A message is here from when it was delivered until its answer was confirmed by its submitter; only then is it acknowledged,
 //! and leaves the stream. Its lease is renewed every third of it, whatever the workers do. If the server was not reached for a
-//! lease, somebody else has the message by now: its items are stopped, and it is forgotten.
+//! lease, somebody else has the message by now: its items are stopped, and it is forgotten. If the stream was deleted and made anew,
+//! nothing is said to the new one of messages of the old: another message may have the same number there. A host that is at work finds
+//! that out with each renewal.
 //!
 //! # Death
 //! | killed | what follows |
@@ -69,8 +71,8 @@ pub(super) async fn serve(
     let names = Names::new(&target.pool, build);
     let (notices, mut noticed) = mpsc::unbounded_channel();
     let ready = ready(&address, &target, &names, (notices, &mut noticed));
-    let client = tokio::select! {
-        client = ready => client?,
+    let (client, made) = tokio::select! {
+        ready = ready => ready?,
         // Nothing was taken.
         _ = commands.recv() => return Ok(Served::default()),
     };
@@ -81,7 +83,7 @@ pub(super) async fn serve(
     let (Ok(own), Ok(cancels), Ok(rolls)) = (own, cancels, rolls) else {
         return Err(Error::new(ErrorKind::Unavailable, "the connection to the cluster's server has ended"));
     };
-    Service::new(pool, client, address, target, names, id).run(own, cancels, rolls, noticed, commands).await
+    Service::new(pool, (client, made), address, target, names, id).run(own, cancels, rolls, noticed, commands).await
 }
 
 /// Connects, and sees to it that the stream and the consumer are there, however long that takes.
@@ -90,7 +92,7 @@ async fn ready(
     target: &Target,
     names: &Names,
     (notices, noticed): (UnboundedSender<Notice>, &mut UnboundedReceiver<Notice>),
-) -> Result<Client> {
+) -> Result<(Client, u64)> {
     let mut attempt = 0;
     let client = loop {
         attempt += 1;
@@ -106,7 +108,7 @@ async fn ready(
     loop {
         attempt += 1;
         match provide(&client, address, target, names).await {
-            Ok(()) => return Ok(client),
+            Ok(made) => return Ok((client, made)),
             // A server that has just started may answer so for a moment.
             Err(Failure { error, is_final: true }) if began.elapsed() >= PATIENCE || !is_about_jetstream(&error) => {
                 return Err(error);
@@ -132,11 +134,13 @@ fn is_about_jetstream(error: &Error) -> bool {
     error.to_string().contains("has no JetStream")
 }
 
-type Provision = std::result::Result<(), Failure>;
+/// When the stream was made that is there now, as `stream::made` has it.
+type Provision = std::result::Result<u64, Failure>;
 
 async fn provide(client: &Client, address: &Address, target: &Target, names: &Names) -> Provision {
-    stream::ensure_stream(client, address, target, names).await?;
-    stream::ensure_consumer(client, address, target, names).await
+    let made = stream::ensure_stream(client, address, target, names).await?;
+    stream::ensure_consumer(client, address, target, names).await?;
+    Ok(made)
 }
 
 fn hostname() -> String {
@@ -150,8 +154,9 @@ fn hostname() -> String {
 /// A message at this host.
 struct HeldJob {
     reply: Subject,
-    /// Its number in the stream.
-    sequence: u64,
+    delivery: Delivery,
+    /// Its stream is gone. In a new one another message may have its number, so nothing is said of it there.
+    is_of_old_stream: bool,
     commands: UnboundedSender<JobCommand>,
     task: AbortHandle,
     /// Its items have been executed; what is left is to have the answer confirmed.
@@ -173,6 +178,8 @@ enum ServiceEvent {
     Ended((u64, u64), JobOutcome),
     /// The consumer is there again, or why it is not.
     Provided(Provision),
+    /// When the stream was made that is there now.
+    Made(u64),
     /// A submitter is dead, and its messages are removed.
     Dead(u64),
     Looked,
@@ -203,6 +210,8 @@ struct Service {
     connects: u64,
     providing: Option<JoinHandle<Provision>>,
     provisions: usize,
+    /// When the stream was made.
+    made: u64,
     /// When the last echo came back from the server, and when the echoes were sent that are still under way.
     contact: Instant,
     echoes: VecDeque<(u64, Instant)>,
@@ -221,7 +230,7 @@ struct Service {
 }
 
 impl Service {
-    fn new(pool: Pool, client: Client, address: Address, target: Target, names: Names, id: u64) -> Self {
+    fn new(pool: Pool, (client, made): (Client, u64), address: Address, target: Target, names: Names, id: u64) -> Self {
         let (events, event) = mpsc::unbounded_channel();
         let (now, hostname) = (Instant::now(), hostname());
         let host = Host {
@@ -251,6 +260,7 @@ impl Service {
             connects,
             providing: None,
             provisions: 0,
+            made,
             contact: now,
             echoes: VecDeque::new(),
             next_echo: 0,
@@ -410,12 +420,33 @@ impl Service {
     /// Renews the leases, and finds out whether the server receives that.
     async fn renew(&mut self, now: Instant) {
         for job in self.jobs.values() {
-            self.say(job.reply.clone(), "+WPI".into()).await;
+            self.say_of(job, "+WPI").await;
         }
+        let (client, names, events) = (self.host.client.clone(), self.names().clone(), self.events.clone());
+        tokio::spawn(async move {
+            if let Some(made) = stream::made(&client, &names).await {
+                let _ = events.send(ServiceEvent::Made(made));
+            }
+        });
         self.next_echo += 1;
         self.echoes.push_back((self.next_echo, now));
         let echo = self.next_echo.to_le_bytes().to_vec();
         self.say(self.names().of('h', self.host.id, "e"), echo.into()).await;
+    }
+
+    /// Answers the stream for a message of it.
+    async fn say_of(&self, job: &HeldJob, what: impl Into<Bytes>) {
+        if !job.is_of_old_stream {
+            self.say(job.reply.clone(), what.into()).await;
+        }
+    }
+
+    /// The stream that is there now was made then.
+    fn found_stream(&mut self, made: u64) {
+        if std::mem::replace(&mut self.made, made) != made {
+            let older = self.jobs.values_mut().filter(|job| job.delivery.stored < made);
+            older.for_each(|job| job.is_of_old_stream = true);
+        }
     }
 
     fn echoed(&mut self, message: &Arrived) {
@@ -595,7 +626,7 @@ impl Service {
     async fn delivered(&mut self, message: Arrived) {
         self.pulls.arrived();
         let Some(reply) = message.reply.clone() else { return };
-        let Some((delivered, sequence)) = deliveries(&reply) else { return };
+        let Some(delivery) = Delivery::read(&reply) else { return };
         self.say_stopped().await;
         if self.drains_until.is_some() {
             // It was on its way when there was no room for it any more.
@@ -617,12 +648,12 @@ impl Service {
                 (self.contact + self.address.lease / 3, self.contact + BEAT, self.contact + LOOK);
         }
         if let Some(job) = self.jobs.get_mut(&key) {
-            if sequence < job.sequence {
+            if delivery.sequence < job.delivery.sequence || job.is_of_old_stream {
                 // The stream was made anew, and the old copy went with the old one.
-                (job.sequence, job.reply) = (sequence, reply);
+                (job.delivery, job.reply, job.is_of_old_stream) = (delivery, reply, false);
                 return;
             }
-            if sequence > job.sequence {
+            if delivery.sequence > job.delivery.sequence {
                 // The stream has it twice; one copy is enough.
                 return self.say(reply, "+ACK".into()).await;
             }
@@ -633,20 +664,15 @@ impl Service {
         if !self.host.may_ask(key.0, self.address.lease * LATER) {
             // It may be there again: the answer to this tells.
             self.say_given_back(key, false).await;
-            return self.say_later(&reply, self.address.lease.min(PATIENCE)).await;
+            return self.say(reply, later(self.address.lease.min(PATIENCE)).into()).await;
         }
-        self.begin(key, tasks, (delivered, sequence), reply);
+        self.begin(key, tasks, delivery, reply);
     }
 
-    /// Gives a message back that is to be handed out again later: its submitter does not answer.
-    async fn say_later(&self, reply: &Subject, delay: Duration) {
-        let delay = delay.as_nanos();
-        self.say(reply.clone(), format!("-NAK {{\"delay\": {delay}}}").into()).await;
-    }
-
-    fn begin(&mut self, key: (u64, u64), tasks: Tasks, (delivered, sequence): (u32, u64), reply: Subject) {
+    fn begin(&mut self, key: (u64, u64), tasks: Tasks, delivery: Delivery, reply: Subject) {
         let items = tasks.orders.iter().map(|order| u64::from(order.count)).sum();
         let (commands, received) = mpsc::unbounded_channel();
+        let delivered = delivery.times;
         let job = Job { host: self.host.clone(), tasks, delivered, commands: received, cancelled: Vec::new() };
         let events = self.events.clone();
         let task = tokio::spawn(async move {
@@ -655,7 +681,9 @@ impl Service {
             let _ = events.send(ServiceEvent::Ended(key, end));
         });
         let (task, is_executed) = (task.abort_handle(), false);
-        self.jobs.insert(key, HeldJob { reply, sequence, commands, task, is_executed, items, verdict: None });
+        let (is_of_old_stream, verdict) = (false, None);
+        let held = HeldJob { reply, delivery, is_of_old_stream, commands, task, is_executed, items, verdict };
+        self.jobs.insert(key, held);
         self.busy += 1;
         self.unreported.push_back((Instant::now(), key));
     }
@@ -689,7 +717,8 @@ impl Service {
                 None
             }
             ServiceEvent::Ended(key, end) => self.ended(key, end).await,
-            ServiceEvent::Provided(Ok(())) => {
+            ServiceEvent::Provided(Ok(made)) => {
+                self.found_stream(made);
                 self.provisions = 0;
                 self.pulls.forget();
                 None
@@ -699,6 +728,10 @@ impl Service {
             }
             ServiceEvent::Provided(Err(_)) => {
                 self.provide();
+                None
+            }
+            ServiceEvent::Made(made) => {
+                self.found_stream(made);
                 None
             }
             ServiceEvent::Dead(submitter) => {
@@ -717,37 +750,37 @@ impl Service {
         tracing::trace!(number = key.1, items = job.items, ?end, "a message has come to its end here");
         self.busy -= usize::from(!job.is_executed);
         if job.verdict == Some(Verdict::Orphaned) {
-            self.say(job.reply.clone(), "+TERM".into()).await;
+            self.say_of(&job, "+TERM").await;
             return None;
         }
         match end {
             JobOutcome::Answered(items) => {
                 self.served.items += items as usize;
-                self.say(job.reply.clone(), "+ACK".into()).await;
+                self.say_of(&job, "+ACK").await;
             }
-            JobOutcome::Unwanted => self.say(job.reply.clone(), "+ACK".into()).await,
+            JobOutcome::Unwanted => self.say_of(&job, "+ACK").await,
             JobOutcome::Malformed(why) => {
                 self.complain(&why);
-                self.say(job.reply.clone(), "+TERM".into()).await;
+                self.say_of(&job, "+TERM").await;
             }
             JobOutcome::Orphaned => {
-                self.say(job.reply.clone(), "+TERM".into()).await;
+                self.say_of(&job, "+TERM").await;
                 self.forget_submitter(key.0).await;
             }
             JobOutcome::GivenBack { has_begun } => {
                 self.say_given_back(key, has_begun).await;
                 self.served.given_back += job.items as usize;
-                self.say(job.reply.clone(), "-NAK".into()).await;
+                self.say_of(&job, "-NAK").await;
             }
-            JobOutcome::Silent => {
+            JobOutcome::Later => {
                 self.say_given_back(key, false).await;
                 self.served.given_back += job.items as usize;
-                self.say_later(&job.reply, self.address.lease * LATER).await;
+                self.say_of(&job, later(self.address.lease * LATER)).await;
             }
             JobOutcome::Closed { why, has_begun } => {
                 self.say_given_back(key, has_begun).await;
                 self.served.given_back += job.items as usize;
-                self.say(job.reply.clone(), "-NAK".into()).await;
+                self.say_of(&job, "-NAK").await;
                 return Some(self.broken().unwrap_or_else(|| Error::closed("pool that serves").with_source(why)));
             }
         }
@@ -881,7 +914,7 @@ impl Service {
         for (key, job) in std::mem::take(&mut self.jobs) {
             job.task.abort();
             self.say_given_back(key, true).await;
-            self.say(job.reply.clone(), "-NAK".into()).await;
+            self.say_of(&job, "-NAK").await;
         }
     }
 
@@ -892,20 +925,38 @@ impl Service {
         }
         let deadline = tokio::time::Instant::now() + GIVES_BACK;
         while let Ok(Some(message)) = timeout_at(deadline, own.next()).await {
-            if let Some(reply) = message.reply.as_ref().filter(|reply| deliveries(reply).is_some()) {
+            if let Some(reply) = message.reply.as_ref().filter(|reply| Delivery::read(reply).is_some()) {
                 self.give_back(&message.payload, reply).await;
             }
         }
     }
 }
 
-/// How often a message was delivered, and its number in the stream, by its reply subject:
-/// `$JS.ACK.[domain.account.]stream.consumer.N.NUMBER...`; `None` if it does not come from the stream.
-fn deliveries(reply: &Subject) -> Option<(u32, u64)> {
-    let rest = reply.as_str().strip_prefix("$JS.ACK.")?;
-    let tokens: Vec<_> = rest.split('.').collect();
-    let at = if tokens.len() >= 9 { 4 } else { 2 };
-    Some((tokens.get(at)?.parse().ok()?, tokens.get(at + 1)?.parse().ok()?))
+/// Gives a message back that is to be handed out again after `delay`.
+fn later(delay: Duration) -> String {
+    format!("-NAK {{\"delay\": {}}}", delay.as_nanos())
+}
+
+/// What the reply subject of a message says: `$JS.ACK.[domain.account.]stream.consumer.TIMES.SEQUENCE.number.STORED...`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Delivery {
+    /// How often it was delivered.
+    times: u32,
+    /// Its number in the stream.
+    sequence: u64,
+    /// When the stream got it, in nanoseconds since 1970.
+    stored: u64,
+}
+
+impl Delivery {
+    /// Returns `None` if the message does not come from a stream.
+    fn read(reply: &Subject) -> Option<Self> {
+        let rest = reply.as_str().strip_prefix("$JS.ACK.")?;
+        let tokens: Vec<_> = rest.split('.').collect();
+        let at = if tokens.len() >= 9 { 4 } else { 2 };
+        let number = |at: usize| tokens.get(at)?.parse().ok();
+        Some(Self { times: tokens.get(at)?.parse().ok()?, sequence: number(at + 1)?, stored: number(at + 3)? })
+    }
 }
 
 /// Returns `true` if nobody answers for a submitter, now and after a while.
@@ -936,11 +987,16 @@ mod tests {
 
     #[test]
     fn deliveries_are_read_from_either_form_of_a_reply_subject() {
-        let read = |text: &str| deliveries(&text.into());
-        assert_eq!(read("$JS.ACK.MP_p.build-1.3.17.18.1700000000000000000.0"), Some((3, 17)));
-        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0"), Some((2, 17)));
-        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.1700000000000000000.0.token"), Some((2, 17)));
+        let read = |text: &str| Delivery::read(&text.into());
+        let delivery = |times, sequence, stored| Some(Delivery { times, sequence, stored });
+        assert_eq!(
+            read("$JS.ACK.MP_p.build-1.3.17.18.1700000000000000000.0"),
+            delivery(3, 17, 1_700_000_000_000_000_000)
+        );
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.17.0"), delivery(2, 17, 17));
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.17.0.token"), delivery(2, 17, 17));
         assert_eq!(read("mp.p.s.1"), None);
         assert_eq!(read("$JS.ACK.x"), None);
+        assert_eq!(read("$JS.ACK.MP_p.build-1.3.17"), None);
     }
 }

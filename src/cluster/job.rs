@@ -112,8 +112,9 @@ pub(super) enum JobOutcome {
     Orphaned,
     /// It was not executed, or not all of it.
     GivenBack { has_begun: bool },
-    /// Its submitter is connected, and has not answered for a lease.
-    Silent,
+    /// To be handed out again, and not at once: its submitter is connected and has not answered for a lease, or its argument has not
+    /// come in time.
+    Later,
     /// The local pool takes nothing any more, or has ended what it had taken.
     Closed { why: String, has_begun: bool },
 }
@@ -198,7 +199,7 @@ impl Job {
             answered.map_err(|end| match end {
                 JobOutcome::GivenBack { .. } => {
                     host.is_silent(submitter);
-                    JobOutcome::Silent
+                    JobOutcome::Later
                 }
                 end => end,
             })
@@ -213,13 +214,7 @@ impl Job {
             Body::There { key, len } => (*key, *len),
         };
         let (subject, client) = (self.subject("p"), self.host.client.clone());
-        let fetching = async move {
-            pieces::fetch(&client, &subject, key, len).await.map_err(|missing| match missing {
-                Missing::Gone => JobOutcome::Unwanted,
-                Missing::NoOwner => JobOutcome::Orphaned,
-                Missing::Late | Missing::NoMemory => JobOutcome::GivenBack { has_begun: false },
-            })
-        };
+        let fetching = async move { pieces::fetch(&client, &subject, key, len).await.map_err(without_argument) };
         self.unless_called_off(fetching).await
     }
 
@@ -399,6 +394,17 @@ async fn ask_until_answered(
     }
 }
 
+/// What becomes of a message whose argument has not come.
+fn without_argument(missing: Missing) -> JobOutcome {
+    match missing {
+        Missing::Gone => JobOutcome::Unwanted,
+        Missing::NoOwner => JobOutcome::Orphaned,
+        // This host would be the next to try, by the same link.
+        Missing::Late => JobOutcome::Later,
+        Missing::NoMemory => JobOutcome::GivenBack { has_begun: false },
+    }
+}
+
 /// The next results of any order, and of which.
 async fn next_of(runs: &mut [ActiveOrder]) -> (usize, Option<EncodedResults>) {
     poll_fn(|cx: &mut Context<'_>| {
@@ -495,5 +501,18 @@ impl Results {
         let rest = self.bytes.split_off(len);
         self.since = self.since.filter(|_| !self.parts.is_empty());
         CollectedResults { parts, ran: std::mem::take(&mut self.ran), bytes: std::mem::replace(&mut self.bytes, rest) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_whose_argument_is_late_is_not_handed_out_again_at_once() {
+        assert_eq!(without_argument(Missing::Late), JobOutcome::Later);
+        assert_eq!(without_argument(Missing::NoMemory), JobOutcome::GivenBack { has_begun: false });
+        assert_eq!(without_argument(Missing::NoOwner), JobOutcome::Orphaned);
+        assert_eq!(without_argument(Missing::Gone), JobOutcome::Unwanted);
     }
 }

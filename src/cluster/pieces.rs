@@ -20,7 +20,7 @@ const HEADROOM: usize = 8 << 10;
 /// So many come to this process, of all values: servers cut off a client with more than 64 MiB under way.
 static ON_THEIR_WAY: Semaphore = Semaphore::const_new(24);
 /// All of them come through a link of 600 KiB/s within this.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const ATTEMPTS: usize = 3;
 
 /// How large a value may be that travels inside its message, by what the server lets through.

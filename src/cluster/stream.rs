@@ -6,6 +6,7 @@ use super::link::Failure;
 use super::messages::Tasks;
 use async_nats::{Client, RequestErrorKind};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// The server's answer that a name is not there.
@@ -15,6 +16,8 @@ const NO_SUCH_MESSAGE: u64 = 10037;
 /// A stream of this name is there already, with another configuration.
 /// A consumer that nobody has used for so long is removed: those of builds that run nowhere any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86400);
+/// The digits of the first bytes of a message, by which it is known.
+const HEAD: usize = 24;
 /// Messages that hosts may hold at the same time.
 const MOST_HELD: u64 = 20_000;
 
@@ -177,13 +180,13 @@ fn failed(target: &Target, doing: &str, refusal: &Refusal) -> Failure {
     }
 }
 
-/// Sees to it that the stream is there, as it is wanted.
+/// Sees to it that the stream is there, as it is wanted; when it was made, as [`made`] has it.
 pub(super) async fn ensure_stream(
     client: &Client,
     address: &Address,
     target: &Target,
     names: &Names,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let (wanted, stream) = (wanted_stream(address, names), &names.stream);
     let there = match api(client, format!("$JS.API.STREAM.INFO.{stream}"), &Value::Null).await {
         Err(Refusal::Error { number: NO_SUCH_STREAM, .. }) => {
@@ -199,7 +202,7 @@ pub(super) async fn ensure_stream(
         found => found.map_err(|refusal| failed(target, "find the stream", &refusal))?,
     };
     match difference(&wanted, &there["config"], &STREAM) {
-        None => Ok(()),
+        None => Ok(made_of(&there)),
         Some(difference) => Err(Failure::lasting(format!(
             "the stream {stream} of the cluster pool {} at {} {difference}: give all hosts and submitters the same address, \
              or delete the stream while nobody uses it",
@@ -207,6 +210,34 @@ pub(super) async fn ensure_stream(
             target.named()
         ))),
     }
+}
+
+/// When the stream was made that is there now, in nanoseconds since 1970 by the clock of the server, which also stamps messages.
+pub(super) async fn made(client: &Client, names: &Names) -> Option<u64> {
+    api(client, format!("$JS.API.STREAM.INFO.{}", names.stream), &Value::Null).await.ok().map(|info| made_of(&info))
+}
+
+/// 0 if that is not known: all messages are younger.
+fn made_of(info: &Value) -> u64 {
+    info["created"].as_str().and_then(nanoseconds).unwrap_or(0)
+}
+
+/// Reads a time such as `2026-01-31T12:00:00.123456789Z`.
+fn nanoseconds(text: &str) -> Option<u64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let numbers = |text: &str, by| text.split(by).map(|number| number.parse().ok()).collect::<Option<Vec<u64>>>();
+    let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let [year, month, day] = numbers(date, '-')?[..] else { return None };
+    let [hour, minute, second] = numbers(time, ':')?[..] else { return None };
+    if !(1970..=2500).contains(&year) || !(1..=12).contains(&month) {
+        return None;
+    }
+    // Years that begin in March have their odd day at their end.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day;
+    let days = days.checked_sub(719_469)?;
+    let fraction: u64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    (((days * 24 + hour) * 60 + minute) * 60 + second).checked_mul(1_000_000_000)?.checked_add(fraction)
 }
 
 /// Sees to it that the consumer of this build is there, as it is wanted.
@@ -242,11 +273,37 @@ pub(super) async fn delete(client: &Client, names: &Names, sequence: u64, messag
         // Another message may be there.
         None => return Err(Refusal::Silence("it does not say whether the message is there")),
     }
+    delete_at(client, names, sequence).await
+}
+
+async fn delete_at(client: &Client, names: &Names, sequence: u64) -> Result<(), Refusal> {
     let body = json!({ "seq": sequence, "no_erase": true });
     match api(client, format!("$JS.API.STREAM.MSG.DELETE.{}", names.stream), &body).await {
         Ok(_) | Err(Refusal::Error { number: NO_SUCH_MESSAGE | NO_SUCH_STREAM | 10043 | 10057, .. }) => Ok(()),
         Err(refusal) => Err(refusal),
     }
+}
+
+/// Deletes messages of a submitter by their numbers, wherever they are: its messages in the stream are looked through.
+pub(super) async fn sweep(client: &Client, names: &Names, submitter: u64, numbers: &[u64]) -> Result<(), Refusal> {
+    let mut heads: HashSet<String> = numbers.iter().map(|number| base64(&Tasks::head(submitter, *number))).collect();
+    let mut next = 1;
+    while !heads.is_empty() {
+        let body = json!({ "seq": next, "next_by_subj": names.tasks(submitter) });
+        let there = match api(client, format!("$JS.API.STREAM.MSG.GET.{}", names.stream), &body).await {
+            Err(Refusal::Error { number: NO_SUCH_MESSAGE | NO_SUCH_STREAM, .. }) => break,
+            there => there?,
+        };
+        let message = &there["message"];
+        let sequence = message["seq"].as_u64().filter(|sequence| *sequence >= next);
+        let sequence = sequence.ok_or(Refusal::Silence("its answer names no message"))?;
+        let head = message["data"].as_str().and_then(|data| data.get(..HEAD));
+        if head.is_some_and(|head| heads.remove(head)) {
+            delete_at(client, names, sequence).await?;
+        }
+        next = sequence + 1;
+    }
+    Ok(())
 }
 
 /// Whether the stream has message `number` of a submitter, which somebody may hold; not known if the server does not answer. In
@@ -348,6 +405,16 @@ mod tests {
     fn byte_counts_are_formatted_as_by_the_server() {
         assert_eq!(base64(&b"Many hands make light work"[..24]), "TWFueSBoYW5kcyBtYWtlIGxpZ2h0IHdv");
         assert_eq!(base64(&[0, 255, 62, 63, 251, 240]), "AP8+P/vw");
+    }
+
+    #[test]
+    fn times_of_the_server_are_read() {
+        assert_eq!(nanoseconds("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(nanoseconds("2000-02-29T23:59:59.5Z"), Some(951_868_799_500_000_000));
+        assert_eq!(nanoseconds("2026-03-01T00:00:00.000000001Z"), Some(1_772_323_200_000_000_001));
+        for wrong in ["", "2026-03-01", "2026-03-01T00:00:00+02:00", "x-03-01T00:00:00Z", "2026-13-01T00:00:00Z"] {
+            assert_eq!(nanoseconds(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

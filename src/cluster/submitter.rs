@@ -32,6 +32,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -56,6 +57,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(100);
 /// Quick calls wait for each other no longer than this, however many longer ones are out.
 const TOGETHER_FOR: Duration = Duration::from_millis(5);
+/// A publish that was cancelled and is not acknowledged within this is looked for in the stream.
+const SWEPT_AFTER: Duration = Duration::from_secs(5);
 /// After so long without a host of this build, hosts of others are worth a warning.
 const NO_HOST: Duration = Duration::from_secs(2);
 
@@ -268,9 +271,13 @@ struct Sent {
     /// Until when its items are to begin, and how long that was when it was published first.
     start_by: Option<Instant>,
     patience: Option<Duration>,
-    /// The host that last reported to have it, and when the last report of it arrived.
+    /// The host that last reported to have it, and when that report arrived.
     holder: Option<u64>,
+    reported: Instant,
+    /// When it was last reported or found anywhere.
     heard: Instant,
+    /// It was published before, so the stream may have it twice.
+    is_repeated: bool,
     /// A host has given it back so often, for which nobody was lost.
     given_back: u32,
     /// Hosts that were lost with it, and how often that was.
@@ -309,6 +316,10 @@ enum SessionEvent {
     Fetched { answer: Answer, outcome: std::result::Result<Bytes, Missing> },
     /// Whether the stream has message `number` at `sequence`.
     Sought { number: u64, is_there: Option<bool> },
+    /// The stream may still have message `number`, which nobody wants.
+    NotDeleted(u64),
+    /// Whether the stream has none of these any more.
+    Swept { numbers: Vec<u64>, is_done: bool },
 }
 
 type Provided = std::result::Result<(), Failure>;
@@ -332,12 +343,19 @@ struct Session {
     /// Orders that were taken and not sent, which may travel together.
     hand: Vec<Order>,
     hand_since: Option<Instant>,
-    /// Numbers that are wanted no more, and were not acknowledged when that was so.
-    unwanted: HashSet<u64>,
+    /// Numbers that are wanted no more, and were not acknowledged when that was so, and since when. The stream may have them.
+    unwanted: HashMap<u64, Instant>,
+    is_sweeping: bool,
     /// Large answers that are on their way, and where to confirm them.
     fetching: HashMap<(u64, u64), Option<async_nats::Subject>>,
+    /// When the last of them was on its way.
+    fetched: Option<Instant>,
     next_number: u64,
     is_full: bool,
+    /// The connection takes nothing now: what it has to send has not left.
+    is_jammed: bool,
+    /// How long this task has waited for the connection to take something since it looked last, in nanoseconds.
+    waited: AtomicU64,
     events: UnboundedSender<SessionEvent>,
     event: UnboundedReceiver<SessionEvent>,
     /// Since when hosts of other builds only have been there, while something waits.
@@ -363,7 +381,7 @@ impl Session {
     fn new(work: Work, client: Client, id: u64) -> Self {
         let (events, event) = mpsc::unbounded_channel();
         Self {
-            connects: client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed),
+            connects: client.statistics().connects.load(Relaxed),
             work,
             client,
             id,
@@ -375,10 +393,14 @@ impl Session {
             places: HashMap::new(),
             hand: Vec::new(),
             hand_since: None,
-            unwanted: HashSet::new(),
+            unwanted: HashMap::new(),
+            is_sweeping: false,
             fetching: HashMap::new(),
+            fetched: None,
             next_number: 0,
             is_full: false,
+            is_jammed: false,
+            waited: AtomicU64::new(0),
             events,
             event,
             strangers_since: None,
@@ -432,8 +454,18 @@ impl Session {
 
     async fn say(&self, subject: String, payload: Bytes) {
         if self.is_connected() {
-            let _ = timeout(UNACKNOWLEDGED, self.client.publish(subject, payload)).await;
+            let _ = self.unless_jammed(self.client.publish(subject, payload)).await;
         }
+    }
+
+    /// Hands something to the connection; `None` if it has not taken it in time.
+    async fn unless_jammed<T>(&self, sending: impl Future<Output = T>) -> Option<T> {
+        let began = Instant::now();
+        let sent = timeout(UNACKNOWLEDGED, sending).await;
+        // What is longer is a stop of this process.
+        let waited = began.elapsed().min(UNACKNOWLEDGED);
+        self.waited.fetch_add(waited.as_nanos() as u64, Relaxed);
+        sent.ok()
     }
 
     fn is_connected(&self) -> bool {
@@ -449,7 +481,7 @@ impl Session {
         let wait = if self.provisions > 1 { link::pause(self.provisions) } else { Duration::ZERO };
         self.provision = Some(tokio::spawn(async move {
             sleep(wait).await;
-            stream::ensure_stream(&client, &address, &target, &names).await
+            stream::ensure_stream(&client, &address, &target, &names).await.map(drop)
         }));
     }
 
@@ -493,7 +525,7 @@ impl Session {
 
     /// If there has been another connection since, whatever was on its way may be gone, and the stream with it.
     fn reconnected(&mut self) {
-        let connects = self.client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed);
+        let connects = self.client.statistics().connects.load(Relaxed);
         if std::mem::replace(&mut self.connects, connects) == connects {
             return;
         }
@@ -540,7 +572,7 @@ impl Session {
     /// When to look after things next.
     fn next_look(&self) -> Option<Instant> {
         let now = Instant::now();
-        let is_busy = !self.messages.is_empty() || !self.hand.is_empty();
+        let is_busy = !self.messages.is_empty() || !self.hand.is_empty() || !self.unwanted.is_empty() || self.is_jammed;
         let tick = is_busy.then_some(self.tick);
         // A message that a host has does not expire.
         let waiting = self.messages.values().filter(|message| message.holder.is_none());
@@ -557,12 +589,14 @@ impl Session {
 
     async fn look(&mut self) {
         let now = Instant::now();
-        if now.saturating_duration_since(self.tick) > UNACKNOWLEDGED {
-            // This process was stopped meanwhile, and may not have read the answers that have come.
+        let (late, waited) =
+            (now.saturating_duration_since(self.tick), Duration::from_nanos(self.waited.swap(0, Relaxed)));
+        if was_stopped(late, waited, self.work.address.offline_timeout) {
+            // It may not have read the answers that have come.
             self.forgive_silence();
             self.listens = now;
         }
-        self.tick = now + TICK;
+        (self.tick, self.is_jammed) = (now + TICK, false);
         self.reconnected();
         let is_silent = |since| now.saturating_duration_since(since) >= UNACKNOWLEDGED;
         let is_cut_off = !self.is_connected() || self.silent_since.is_some_and(is_silent);
@@ -589,6 +623,7 @@ impl Session {
         self.fail_unanswered(now).await;
         self.publish_due(false).await;
         self.seek(now);
+        self.sweep(now);
     }
 
     fn warn_of_strangers(&mut self, strangers: usize, now: Instant) {
@@ -641,12 +676,12 @@ impl Session {
         self.cancel(&all.chain(earlier).collect::<Vec<_>>()).await;
         match message.state {
             State::Stored(sequence) => self.delete(number, sequence),
-            State::Unacknowledged { .. } => _ = self.unwanted.insert(number),
+            State::Unacknowledged { .. } => _ = self.unwanted.insert(number, Instant::now()),
         }
     }
 
     fn delete(&self, number: u64, sequence: u64) {
-        let (client, names, id) = (self.client.clone(), self.names().clone(), self.id);
+        let (client, names, id, events) = (self.client.clone(), self.names().clone(), self.id, self.events.clone());
         tokio::spawn(async move {
             for attempt in 1..10 {
                 match stream::delete(&client, &names, sequence, (id, number)).await {
@@ -654,6 +689,26 @@ impl Session {
                     Err(_) => sleep(link::pause(attempt)).await,
                 }
             }
+            let _ = events.send(SessionEvent::NotDeleted(number));
+        });
+    }
+
+    /// Deletes what nobody wants and the stream may have, though it never said so.
+    fn sweep(&mut self, now: Instant) {
+        if self.is_sweeping || !self.is_ready || !self.is_connected() {
+            return;
+        }
+        let is_due = |since: &Instant| now.saturating_duration_since(*since) >= SWEPT_AFTER;
+        let due = self.unwanted.iter().filter(|(_, since)| is_due(since));
+        let numbers: Vec<_> = due.map(|(number, _)| *number).collect();
+        if numbers.is_empty() {
+            return;
+        }
+        self.is_sweeping = true;
+        let (client, names, id, events) = (self.client.clone(), self.names().clone(), self.id, self.events.clone());
+        tokio::spawn(async move {
+            let is_done = stream::sweep(&client, &names, id, &numbers).await.is_ok();
+            let _ = events.send(SessionEvent::Swept { numbers, is_done });
         });
     }
 
@@ -678,15 +733,17 @@ impl Session {
 
     /// A message whose host has not been heard of for two leases was lost with it, though no other host asks for it.
     async fn count_lost(&mut self, now: Instant) {
-        // Large answers hold up the words of their hosts.
-        if !self.is_ready || !self.is_connected() || !self.fetching.is_empty() {
+        if !self.fetching.is_empty() {
+            self.fetched = Some(now);
+        }
+        if !self.is_ready || !self.is_connected() {
             return;
         }
-        let patience = 2 * self.work.address.lease;
+        let patience = patience_with_hosts(self.work.address.lease, self.fetched.map(|fetched| now - fetched));
         let view = self.work.submitter.clone();
         let listens = self.listens;
         let is_lost = |message: &Sent| {
-            let heard = message.heard.max(listens);
+            let heard = message.reported.max(listens);
             let holder = message.holder.filter(|_| now.saturating_duration_since(heard) >= patience);
             holder.is_some_and(|holder| !lock(&view.view).roster.has(holder))
         };
@@ -756,7 +813,7 @@ impl Session {
 
     /// Has the server send an echo if it has said nothing for a while and something waits for it. One that sends none is away.
     async fn ask_for_echo(&mut self, now: Instant) {
-        let read = self.client.statistics().in_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let read = self.client.statistics().in_bytes.load(Relaxed);
         if std::mem::replace(&mut self.read, read) != read {
             self.is_heard();
         }
@@ -818,7 +875,7 @@ impl Session {
     }
 
     fn may_send(&self) -> bool {
-        self.is_ready && !self.is_full && self.is_connected()
+        self.is_ready && !self.is_full && !self.is_jammed && self.is_connected()
     }
 
     async fn take_orders(&mut self) {
@@ -836,7 +893,7 @@ impl Session {
         }
         let slots = lock(&self.work.submitter.view).roster.slots();
         let (most, most_quick) = (FEW_OUT.max(4 * slots), 2 * slots.max(1) + 2);
-        while self.messages.len() < most {
+        while self.messages.len() < most && !self.is_jammed {
             let Some(order) = self.work.orders.take() else { break };
             if let Some(error) = refusal(&order) {
                 order.fail_rest(&error);
@@ -892,7 +949,9 @@ impl Session {
             since: now,
             tried: now,
             holder: None,
+            reported: now,
             heard: now,
+            is_repeated: false,
             given_back: 0,
             lost: Vec::new(),
             losses: 0,
@@ -929,7 +988,8 @@ impl Session {
             }
             false => Body::There { key: number, len: len as u64 },
         };
-        let is_to_ask = message.start_by.is_some();
+        // The copy that nobody removes is not to run once its items are answered.
+        let is_to_ask = message.start_by.is_some() || message.is_repeated || !message.earlier.is_empty();
         let tasks = orders.map(task).collect();
         Some(Tasks { submitter: self.id, number, is_to_ask, orders: tasks, body }.encode())
     }
@@ -942,14 +1002,16 @@ impl Session {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", format!("{:016x}.{number:x}", self.id));
         let Some(message) = self.messages.get_mut(&number) else { return };
-        message.tried = now;
+        (message.tried, message.is_repeated) = (now, true);
         if let State::Unacknowledged { again, silent_since, .. } = &mut message.state {
             *again = now + UNACKNOWLEDGED;
             silent_since.get_or_insert(now);
         }
         let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
         // Without a connection it stays as it is, to be published later.
-        if let Ok(Err(error)) = timeout(UNACKNOWLEDGED, publish).await
+        let published = self.unless_jammed(publish).await;
+        self.is_jammed = published.is_none();
+        if let Some(Err(error)) = published
             && error.kind() == PublishErrorKind::MaxPayloadExceeded
         {
             let text =
@@ -980,6 +1042,10 @@ impl Session {
         due.sort_unstable();
         for number in due {
             self.publish(number).await;
+            // Answers that have come are read before the rest.
+            if self.is_jammed {
+                break;
+            }
         }
         self.is_full = false;
     }
@@ -998,7 +1064,7 @@ impl Session {
         }
         let Some(sent) = self.messages.get_mut(&number) else {
             if let Stored::At(sequence) = stored
-                && self.unwanted.remove(&number)
+                && self.unwanted.remove(&number).is_some()
             {
                 // It was cancelled before this was known.
                 self.delete(number, sequence);
@@ -1102,7 +1168,7 @@ impl Session {
     async fn settle(&mut self, answer: &Answer, bytes: Bytes) {
         let (number, now) = (self.current(answer.number), Instant::now());
         let Some(message) = self.messages.get_mut(&number) else { return };
-        (message.holder, message.heard) = (Some(answer.host), now);
+        (message.holder, message.heard, message.reported) = (Some(answer.host), now, now);
         let mut rest = bytes;
         for Part { order, first, count, len } in &answer.parts {
             if *len > rest.len() as u64 {
@@ -1137,8 +1203,9 @@ impl Session {
     /// A host asks whether it should begin.
     async fn asked(&mut self, message: &Arrived) {
         let Ok(Ask { number, host, delivered }) = Ask::decode(&message.payload) else { return };
-        let (number, now) = (self.current(number), Instant::now());
+        let now = Instant::now();
         let no = Wanted { is_wanted: false, losses: 0, start_in: None };
+        // Nor is one wanted that was published anew under another number.
         let Some(sent) = self.messages.get_mut(&number) else {
             return self.reply(message.reply.clone(), &no).await;
         };
@@ -1167,7 +1234,7 @@ impl Session {
             return self.fail(number, &error).await;
         }
         let Some(sent) = self.messages.get_mut(&number) else { return };
-        (sent.holder, sent.heard) = (Some(host), now);
+        (sent.holder, sent.heard, sent.reported) = (Some(host), now, now);
         if sent.start_by.is_some_and(|by| by <= now) {
             self.reply(message.reply.clone(), &no).await;
             self.messages.entry(number).and_modify(|sent| sent.holder = None);
@@ -1187,7 +1254,7 @@ impl Session {
                 unwanted.push(number);
                 continue;
             };
-            (sent.holder, sent.heard, sent.ignored) = (Some(host), now, 0);
+            (sent.holder, sent.heard, sent.reported, sent.ignored) = (Some(host), now, now, 0);
             let places = (0..).zip(&sent.orders).filter(|(_, order)| order.is_none()).map(|(place, _)| (number, place));
             cancelled.extend(places);
         }
@@ -1234,6 +1301,7 @@ impl Session {
             SessionEvent::Fetched { answer, outcome } => {
                 let Body::There { key, .. } = answer.body else { return };
                 let reply = self.fetching.remove(&(answer.host, key)).flatten();
+                self.fetched = Some(Instant::now());
                 match outcome {
                     Ok(bytes) => {
                         self.settle(&answer, bytes).await;
@@ -1249,6 +1317,17 @@ impl Session {
                 }
             }
             SessionEvent::Sought { number, is_there } => self.sought(number, is_there).await,
+            SessionEvent::NotDeleted(number) => _ = self.unwanted.insert(number, Instant::now()),
+            SessionEvent::Swept { numbers, is_done } => {
+                self.is_sweeping = false;
+                for number in numbers {
+                    match is_done {
+                        true => _ = self.unwanted.remove(&number),
+                        // Once more, later.
+                        false => _ = self.unwanted.entry(number).and_modify(|since| *since = Instant::now()),
+                    }
+                }
+            }
         }
     }
 
@@ -1329,6 +1408,19 @@ impl Session {
     }
 }
 
+/// Whether this process was stopped, of which a look that comes so late tells. What the task has waited for the connection is no
+/// stop, and a stop that is short beside `limit`, the time of silence that makes a server count as away, does no harm.
+fn was_stopped(late: Duration, waited: Duration, limit: Duration) -> bool {
+    late.saturating_sub(waited) > UNACKNOWLEDGED.min(limit / 2).max(TICK)
+}
+
+/// How long a host may say nothing of a message that it has. Large answers that are on their way, or were so long ago, hold up the
+/// words of all hosts, for as long as their pieces may need at most.
+fn patience_with_hosts(lease: Duration, fetched: Option<Duration>) -> Duration {
+    let held_up = fetched.filter(|ago| *ago < 2 * lease).map_or(Duration::ZERO, |_| pieces::PATIENCE);
+    2 * lease + held_up
+}
+
 fn confirmed(is_wanted: bool) -> Wanted {
     Wanted { is_wanted, losses: 0, start_in: None }
 }
@@ -1351,4 +1443,29 @@ fn refusal(order: &Order) -> Option<Error> {
     let what = order.attachments().first()?.kind();
     let text = format!("an argument of {} is or holds {what}, which cannot cross to another host", order.label());
     Some(Error::new(ErrorKind::Encode, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_is_late_by_its_own_waits_is_no_stop_of_the_process() {
+        let (second, long) = (Duration::from_secs(1), Duration::from_secs(30));
+        assert!(was_stopped(3 * second, Duration::ZERO, long));
+        assert!(!was_stopped(3 * second, 2 * second, long));
+        assert!(was_stopped(6 * second, 2 * second, long));
+        // With a short limit a short stop would count as silence of the server.
+        assert!(!was_stopped(second, Duration::ZERO, long));
+        assert!(was_stopped(second, Duration::ZERO, second));
+        assert!(!was_stopped(TICK, Duration::ZERO, Duration::ZERO));
+    }
+
+    #[test]
+    fn large_answers_give_hosts_more_time_and_not_for_ever() {
+        let lease = Duration::from_secs(5);
+        assert_eq!(patience_with_hosts(lease, None), 2 * lease);
+        assert_eq!(patience_with_hosts(lease, Some(Duration::ZERO)), 2 * lease + pieces::PATIENCE);
+        assert_eq!(patience_with_hosts(lease, Some(2 * lease)), 2 * lease);
+    }
 }

@@ -44,6 +44,14 @@ impl Server {
         async_nats::connect(format!("nats://127.0.0.1:{}", self.port)).await.unwrap()
     }
 
+    /// Subscribes; what is published from now on arrives.
+    pub async fn subscribe(&self, client: &async_nats::Client, subject: &'static str) -> async_nats::Subscriber {
+        let subscriber = client.subscribe(subject).await.unwrap();
+        // A flush does not wait for the server.
+        client.request("$JS.API.INFO", "".into()).await.unwrap();
+        subscriber
+    }
+
     async fn api(&self, what: &str, body: &str) -> serde_json::Value {
         let client = self.client().await;
         let reply = client.request(format!("$JS.API.{what}"), body.to_string().into()).await.unwrap();
