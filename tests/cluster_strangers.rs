@@ -3,7 +3,14 @@
 
 use multiprocess::cluster::{Address, Storage};
 use multiprocess::{self as mp, ErrorKind, Pool};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 mod cluster;
 mod common;
@@ -39,10 +46,9 @@ fn garbage() -> Vec<Vec<u8>> {
 /// Subjects of the pool that somebody listens to.
 async fn subjects(server: &Server, pool: &Pool) -> Vec<String> {
     let client = server.client().await;
-    let mut all = client.subscribe("mp.pool.>").await.unwrap();
-    client.flush().await.unwrap();
+    let mut all = server.subscribe(&client, "mp.pool.>").await;
     let call = pool.apply_async(square, (1,));
-    let mut found = std::collections::BTreeSet::new();
+    let mut found = BTreeSet::new();
     let end = Instant::now() + 1500 * MS;
     while let Ok(message) = tokio::time::timeout_at(end.into(), futures::StreamExt::next(&mut all)).await {
         found.insert(message.unwrap().subject.to_string());
@@ -121,6 +127,44 @@ async fn wrong_password_or_token_is_named_by_the_error() {
     assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
 }
 
+/// A pool and a host that meet at this address.
+async fn is_taken(address: Address) {
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let local = Pool::new(1).unwrap();
+    let _serving = local.serve(&address);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_taken_and_a_wrong_one_is_named_by_the_error() {
+    let server = server!("authorization { token: right }\n");
+    is_refused(server.address().token("wrong"), &["authorization violation", "token"]).await;
+    is_taken(server.address().token("right")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_of_an_address_that_are_dead_or_say_nothing_are_passed_over() {
+    let server = server!();
+    // It takes connections, and nobody reads them.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    let url = format!("nats://127.0.0.1:1,{silent},127.0.0.1:{}/pool", server.port);
+    for _ in 0..3 {
+        is_taken(Address::new(&url).lease(cluster::LEASE)).await;
+    }
+    let none = Address::new("nats://127.0.0.1:1,127.0.0.1:2/pool").offline_timeout(300 * MS);
+    let error = within(Pool::builder().cluster(none).build().unwrap().apply(square, (3,))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("127.0.0.1:1, 127.0.0.1:2"), "{error}");
+}
+
+#[cfg(feature = "cluster-nkeys")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credentials_file_that_cannot_be_read_is_named_by_the_error() {
+    let server = server!();
+    is_refused(server.address().credentials_file("/missing/user.creds"), &["/missing/user.creds"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn user_without_permission_to_make_the_stream_gets_an_error_that_names_it() {
     let server = server!(&config("{user: me, password: x, permissions: {publish: \"other.>\", subscribe: \">\"}}"));
@@ -181,7 +225,7 @@ async fn a_denied_publish_is_an_error_of_the_call_and_not_its_timeout() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_too_old_is_an_error_that_names_both_versions() {
-    let old = std::env::var_os("NATS_SERVER_OLD").map(std::path::PathBuf::from).filter(|file| file.is_file());
+    let old = std::env::var_os("NATS_SERVER_OLD").map(PathBuf::from).filter(|file| file.is_file());
     let Some(binary) = old else {
         eprintln!("SKIPPED: no server of 2.9 here (`.ci/nats --old DIR`; then NATS_SERVER_OLD=DIR/2.9/nats-server)");
         return;
@@ -197,8 +241,8 @@ async fn an_address_that_is_none_is_an_error_of_serve_as_well() {
     assert!(error.to_string().contains("nats://h:0/pool"), "{error}");
 }
 
-/// A certificate authority, and certificates that it signed: now, and long ago.
-fn certificates(dir: &std::path::Path) -> bool {
+/// A certificate authority, and a certificate that it signed.
+fn certificates(dir: &Path) -> bool {
     let openssl = |arguments: &[&str]| {
         let done = std::process::Command::new("openssl").args(arguments).current_dir(dir).output();
         done.is_ok_and(|done| done.status.success())
@@ -249,6 +293,236 @@ async fn untrusted_certificates_and_plain_servers_are_named_by_the_error() {
     let secure = Address::new(plain.url().replace("nats://", "tls://")).ca(dir.join("ca.pem")).lease(cluster::LEASE);
     is_refused(secure, &["tls"]).await;
     let _ = std::fs::remove_dir_all(dir);
+}
+
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let name = format!("mp-nats-files-{}-{}", common::alone::unique(), COUNT.fetch_add(1, SeqCst));
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    /// Writes a file of `tests/tls` as PEM.
+    fn pem(&self, name: &str, kind: &str, der: &[u8]) -> PathBuf {
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let four = |three: &[u8]| {
+            let word = (0..3).fold(0, |word, at| word << 8 | usize::from(three.get(at).copied().unwrap_or(0)));
+            let digit = |at: usize| if at > three.len() { '=' } else { char::from(DIGITS[word >> (18 - 6 * at) & 63]) };
+            [0, 1, 2, 3].map(digit)
+        };
+        let digits: String = der.chunks(3).flat_map(four).collect();
+        let lines = digits.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap());
+        let text = format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", lines.collect::<Vec<_>>().join("\n"));
+        let file = self.0.join(name);
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    fn certificate(&self, name: &str, der: &[u8]) -> PathBuf {
+        self.pem(name, "CERTIFICATE", der)
+    }
+
+    /// The key of all of them.
+    fn key(&self) -> PathBuf {
+        self.pem("key.pem", "PRIVATE KEY", include_bytes!("tls/key.der"))
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.certificate("ca.pem", include_bytes!("tls/ca.der"))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn secure(server: &Server) -> Address {
+    Address::new(server.url().replace("nats://", "tls://")).lease(cluster::LEASE)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_certificate_of_the_server_is_named_by_the_error() {
+    let folder = Folder::new();
+    let (certificate, key) = (folder.certificate("expired.pem", include_bytes!("tls/expired.der")), folder.key());
+    let server = server!(&format!("tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\n"));
+    is_refused(secure(&server).ca(folder.ca()), &["certificate", "expired"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_verifies_takes_clients_with_a_certificate_of_its_authority_and_no_others() {
+    let folder = Folder::new();
+    let (key, ca) = (folder.key(), folder.ca());
+    let certificate = folder.certificate("server.pem", include_bytes!("tls/server.der"));
+    let own = folder.certificate("own.pem", include_bytes!("tls/certificate.der"));
+    let client = folder.certificate("client.pem", include_bytes!("tls/client.der"));
+    let server =
+        server!(&format!("tls {{ cert_file: {certificate:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true }}\n"));
+    let secure = secure(&server).ca(&ca);
+    is_refused(secure.clone(), &["certificate", "address::client_certificate"]).await;
+    is_refused(secure.clone().client_certificate(own, &key), &["address::client_certificate"]).await;
+    let missing = folder.0.join("missing.pem");
+    is_refused(secure.clone().client_certificate(missing, &key), &["no such file"]).await;
+    is_taken(secure.client_certificate(client, key)).await;
+}
+
+/// The code blocks of this language in the part of the guide that has this heading.
+fn blocks(heading: &str, language: &str) -> Vec<String> {
+    let guide = include_str!("../docs/guide/many-machines.md");
+    let part = guide.split("\n## ").find(|part| part.starts_with(heading)).expect(heading);
+    let fence = format!("```{language}\n");
+    part.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_string()).collect()
+}
+
+/// The commands and the configuration of the guide, as they are; only names of files become paths.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_walk_through_of_tls_in_the_guide_leads_to_a_pool() {
+    let folder = Folder::new();
+    let (commands, config) = (blocks("TLS and users", "sh").concat(), blocks("TLS and users", "text").concat());
+    let done = std::process::Command::new("bash").args(["-ec", &commands]).current_dir(&folder.0).output();
+    if !done.as_ref().is_ok_and(|done| done.status.success()) {
+        let openssl = std::process::Command::new("openssl").arg("version").output();
+        assert!(openssl.is_err(), "the commands of the guide fail: {done:?}");
+        assert!(std::env::var_os("CI").is_none(), "there is no openssl");
+        return eprintln!("SKIPPED: there is no openssl here");
+    }
+    let lines = config.lines().filter(|line| !line.starts_with("listen") && !line.starts_with("jetstream"));
+    let mut config = lines.collect::<Vec<_>>().join("\n") + "\n";
+    for file in ["ca.pem", "server.pem", "server.key"] {
+        let path = folder.0.join(file);
+        assert!(config.contains(file) && path.is_file(), "{file}: {config}");
+        config = config.replace(&format!("{file:?}"), &format!("{path:?}"));
+    }
+    let server = server!(&config);
+    let file = |name| folder.0.join(name);
+    is_refused(secure(&server).ca(file("ca.pem")), &["address::client_certificate"]).await;
+    let address = secure(&server).ca(file("ca.pem")).client_certificate(file("client.pem"), file("client.key"));
+    let quoted = blocks("TLS and users", "rust,no_run").concat();
+    assert!(
+        quoted.contains(".ca(\"ca.pem\")") && quoted.contains(".client_certificate(\"client.pem\", \"client.key\")")
+    );
+    is_taken(address).await;
+}
+
+/// Stands between a pool and the server. It may keep back what the server says, and cut the connections.
+struct Proxy {
+    port: u16,
+    keeps_back: Arc<AtomicBool>,
+    cut: Arc<Notify>,
+}
+
+impl Proxy {
+    async fn before(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, to) = (listener.local_addr().unwrap().port(), server.port);
+        let (keeps_back, cut) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+        let proxy = Self { port, keeps_back: keeps_back.clone(), cut: cut.clone() };
+        tokio::spawn(async move {
+            while let Ok((here, _)) = listener.accept().await {
+                let (keeps_back, cut) = (keeps_back.clone(), cut.clone());
+                tokio::spawn(async move {
+                    let Ok(there) = TcpStream::connect(("127.0.0.1", to)).await else { return };
+                    let ((mut from, mut back), (mut said, mut on)) = (here.into_split(), there.into_split());
+                    let down = async {
+                        let mut bytes = [0; 4096];
+                        while let Ok(len @ 1..) = said.read(&mut bytes).await {
+                            if !keeps_back.load(SeqCst) && back.write_all(&bytes[..len]).await.is_err() {
+                                break;
+                            }
+                        }
+                    };
+                    tokio::select! {
+                        _ = tokio::io::copy(&mut from, &mut on) => {}
+                        () = down => {}
+                        () = cut.notified() => {}
+                    }
+                });
+            }
+        });
+        proxy
+    }
+
+    /// A pool through it that is connected and has one message in the stream.
+    async fn pool(&self, server: &Server) -> (Pool, mp::AsyncResult<u64>) {
+        cluster::log();
+        let address = Address::new(format!("nats://127.0.0.1:{}/pool", self.port)).lease(cluster::LEASE);
+        let pool = Pool::builder().cluster(address).build().unwrap();
+        let waits = pool.apply_async(square, (1,));
+        until("it is in the stream", async || server.messages().await == 1).await;
+        (pool, waits)
+    }
+
+    /// What the server said meanwhile has not arrived, and never does.
+    fn cut(&self) {
+        self.keeps_back.store(false, SeqCst);
+        self.cut.notify_waiters();
+    }
+}
+
+async fn next(subscriber: &mut async_nats::Subscriber) -> async_nats::Message {
+    within(futures::StreamExt::next(subscriber)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_cancelled_while_its_acknowledgement_is_lost_leaves_nothing_in_the_stream() {
+    let server = server!();
+    let proxy = Proxy::before(&server).await;
+    let (pool, waits) = proxy.pool(&server).await;
+    let client = server.client().await;
+    let mut cancels = server.subscribe(&client, "mp.pool.c").await;
+    proxy.keeps_back.store(true, SeqCst);
+    let call = pool.apply_async(square, (2,));
+    until("both are in the stream", async || server.messages().await == 2).await;
+    call.cancel();
+    next(&mut cancels).await;
+    proxy.cut();
+    until("it is removed", async || server.messages().await == 1).await;
+    waits.cancel();
+    server.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_published_again_is_to_be_asked_about_before_it_begins() {
+    let server = server!();
+    let proxy = Proxy::before(&server).await;
+    let (pool, _waits) = proxy.pool(&server).await;
+    let client = server.client().await;
+    let mut tasks = server.subscribe(&client, "mp.pool.t.>").await;
+    proxy.keeps_back.store(true, SeqCst);
+    let _call = pool.apply_async(square, (2,));
+    let (first, again) = (next(&mut tasks).await, next(&mut tasks).await);
+    let id = |message: &async_nats::Message| message.headers.as_ref().unwrap().get("Nats-Msg-Id").cloned();
+    assert_eq!(id(&first), id(&again));
+    // Behind the version, the kind, the submitter and the number.
+    assert_eq!((first.payload[18], again.payload[18]), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_was_published_anew_is_not_wanted_under_its_earlier_number() {
+    let server = server!();
+    let client = server.client().await;
+    let mut tasks = server.subscribe(&client, "mp.pool.t.>").await;
+    let pool = Pool::builder().cluster(server.address().lease(500 * MS)).build().unwrap();
+    let _call = pool.apply_async(square, (1,));
+    let first = next(&mut tasks).await;
+    until("it is in the stream", async || server.messages().await == 1).await;
+    server.purge().await;
+    let anew = next(&mut tasks).await;
+    let number = |message: &async_nats::Message| message.payload[10..18].to_vec();
+    assert_ne!(number(&first), number(&anew));
+    let submitter = first.subject.rsplit('.').next().unwrap().to_string();
+    let is_wanted = async |message: &async_nats::Message| {
+        let ask = [&[1, 3][..], &number(message), &7_u64.to_le_bytes(), &1_u32.to_le_bytes()].concat();
+        let reply = within(client.request(format!("mp.pool.s.{submitter}.q"), ask.into())).await.unwrap();
+        reply.payload[2] == 1
+    };
+    assert!(!is_wanted(&first).await && is_wanted(&anew).await);
 }
 
 /// The configuration of `examples/cluster`, for the pool of these tests.
@@ -316,8 +590,7 @@ async fn messages_like_real_ones_harm_nobody_and_an_answer_that_is_repeated_is_d
     let host = Host::start(&server, 2);
     until("a host that is known", async || pool.workers() == 2).await;
     let client = server.client().await;
-    let mut all = client.subscribe("mp.pool.>").await.unwrap();
-    client.flush().await.unwrap();
+    let mut all = server.subscribe(&client, "mp.pool.>").await;
     assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
     let (mut task, mut answer) = (None, None);
     while task.is_none() || answer.is_none() {

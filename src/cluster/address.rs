@@ -421,7 +421,14 @@ mod tests {
             let error = address.parse().unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        let file = address().credentials_file("/x").parse();
-        assert_eq!(file.is_ok(), cfg!(feature = "cluster-nkeys"));
+    }
+
+    #[test]
+    fn a_credentials_file_needs_a_feature_which_the_error_names() {
+        let parsed = Address::new("nats://h/p").credentials_file("/x").parse();
+        match cfg!(feature = "cluster-nkeys") {
+            true => assert!(parsed.is_ok()),
+            false => assert!(parsed.unwrap_err().to_string().contains("cluster-nkeys")),
+        }
     }
 }

@@ -114,14 +114,22 @@ async fn credentials_file(options: ConnectOptions, _: &std::path::Path) -> Resul
 fn failure(target: &Target, error: &ConnectError) -> Failure {
     let (servers, why) = (target.named(), error.to_string());
     let text = format!("cannot connect to the NATS server at {servers}: {why}");
-    let is_tls = ["certificate", "corrupt message", "InvalidContentType", "handshake", "HandshakeFailure", "tls"];
+    let is_tls = ["certificate", "corrupt message", "invalidcontenttype", "handshake", "tls", "fatal alert"];
+    let lower = why.to_lowercase();
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
             Failure::lasting(format!("{text}: it does not take this user, password, token or certificate"))
         }
         ConnectErrorKind::Tls | ConnectErrorKind::ServerParse => Failure::lasting(text),
-        _ if is_tls.iter().any(|word| why.contains(word)) => {
+        _ if is_tls.iter().any(|word| lower.contains(word)) => {
             let hint = match target.is_tls {
+                // The server has ended it, which this side trusts.
+                true if lower.contains("fatal alert")
+                    && ["certificate", "unknownca"].iter().any(|word| lower.contains(word)) =>
+                {
+                    "the server takes no client without a certificate of an authority that it trusts \
+                         (`Address::client_certificate`)"
+                }
                 true => {
                     "the address says tls; does the server speak TLS, and did an authority sign its certificate that \
                          is trusted here (`Address::ca`)?"
