@@ -62,6 +62,105 @@ fn the_plots_of_growth_are_drawn_from_its_figures_and_nothing_else_is() {
     let _ = std::fs::remove_dir_all(directory);
 }
 
+fn of_a_cluster(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cluster").join(file)
+}
+
+/// A directory that goes with its test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_unit_of_a_clusters_host_is_taken_by_systemd() {
+    let _deadline = Deadline::after(LIMIT);
+    let scratch = Scratch::new("unit");
+    let verify = |text: &str| {
+        let file = scratch.0.join("thumbs.service");
+        std::fs::write(&file, text).unwrap();
+        Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(file).output()
+    };
+    let least = verify("[Service]\nExecStart=/bin/true\n");
+    let Some(least) = least.ok().filter(|output| output.status.success()) else {
+        return eprintln!("SKIPPED: there is no systemd-analyze here, or it verifies no unit");
+    };
+    let unit = std::fs::read_to_string(of_a_cluster("thumbs.service")).unwrap();
+    // The program is not installed here.
+    let installed = "ExecStart=/usr/local/bin/thumbs serve";
+    assert!(unit.contains(installed), "{unit}");
+    let output = verify(&unit.replace(installed, "ExecStart=/bin/true serve")).unwrap();
+    assert!(output.status.success() && output.stderr == least.stderr, "{}", text_of(&output));
+    let output = verify(&unit.replace("KillMode=mixed", "KilMode=mixed")).unwrap();
+    assert!(text_of(&output).contains("KilMode"), "it does not tell of errors: {}", text_of(&output));
+}
+
+/// A job of Slurm is a script of bash whose first comments are options of `sbatch`.
+#[test]
+fn the_script_for_slurm_starts_a_host_on_each_node() {
+    let _deadline = Deadline::after(LIMIT);
+    let (scratch, script) = (Scratch::new("slurm"), of_a_cluster("thumbs.slurm"));
+    let text = std::fs::read_to_string(&script).unwrap();
+    let head = text.lines().take_while(|line| line.starts_with('#'));
+    let options: Vec<_> = head.filter_map(|line| line.strip_prefix("#SBATCH ")).collect();
+    assert_eq!(options.len(), text.matches("#SBATCH").count(), "one behind the first command is ignored");
+    assert!(options.iter().all(|option| option.starts_with("--") && option.contains('=')), "{options:?}");
+    if Command::new("bash").arg("--version").output().is_err() {
+        return eprintln!("SKIPPED: there is no bash here");
+    }
+    let checked = Command::new("bash").arg("-n").arg(&script).output().unwrap();
+    assert!(checked.status.success() && checked.stderr.is_empty(), "{}", text_of(&checked));
+    // A dry run: it says what it was to start.
+    let srun = scratch.0.join("srun");
+    std::fs::write(&srun, "#!/bin/sh\nprintf '%s ' \"$@\"\n").unwrap();
+    std::fs::set_permissions(&srun, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", scratch.0.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash").arg(&script).env("PATH", path).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "--kill-on-bad-exit=0 ./thumbs serve ", "{}", text_of(&output));
+    match Command::new("sbatch").arg("--test-only").arg(&script).output() {
+        Ok(output) => assert!(output.status.success(), "{}", text_of(&output)),
+        Err(_) => eprintln!("SKIPPED in part: there is no sbatch here, which knows its options"),
+    }
+}
+
+#[test]
+fn the_manifest_of_a_clusters_hosts_is_one_of_kubernetes() {
+    let _deadline = Deadline::after(LIMIT);
+    let manifest = of_a_cluster("thumbs.yaml");
+    let read = "import json, sys, yaml\nprint(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    match Command::new("python3").args(["-c", read]).arg(&manifest).output() {
+        Ok(output) if output.status.success() => {
+            let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let (spec, pod) = (&all[0]["spec"], &all[0]["spec"]["template"]);
+            assert_eq!((all.as_array().unwrap().len(), &all[0]["kind"]), (1, &"Deployment".into()));
+            assert_eq!(spec["selector"]["matchLabels"], pod["metadata"]["labels"]);
+            assert_eq!(pod["spec"]["containers"][0]["args"][0], "serve");
+            let grace = pod["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
+            assert!(grace > 30, "the program drains for 30 s");
+        }
+        Ok(output) if !String::from_utf8_lossy(&output.stderr).contains("No module named") => {
+            panic!("{}", text_of(&output));
+        }
+        _ => eprintln!("SKIPPED: there is no python3 with the module yaml here"),
+    }
+    match Command::new("kubectl").args(["apply", "--dry-run=client", "--validate=false", "-f"]).arg(&manifest).output()
+    {
+        Ok(output) if output.status.success() => {}
+        _ => eprintln!("SKIPPED in part: there is no kubectl here, or no server that it asks"),
+    }
+}
+
 #[tokio::test]
 #[ignore = "the other test runs it, under valgrind"]
 async fn valgrind_scenario() -> mp::Result<()> {
