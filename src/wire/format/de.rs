@@ -59,7 +59,7 @@ fn read<'de, T: Deserialize<'de>>(message: &'de [u8], apart: &'de mut [Apart]) -
         }
     };
     let (value, left) = (value?, reader.rest.len() + reader.apart.len());
-    reader.keep_shapes();
+    reader.keep_table();
     if left == 0 { Ok(value) } else { fail("there are more bytes than the value has") }
 }
 
@@ -105,13 +105,23 @@ struct Shape {
     matched: Option<(TypeId, usize)>,
 }
 
-thread_local! {
-    /// Room for the next message's shapes.
-    static SHAPES: Cell<Vec<Shape>> = const { Cell::new(Vec::new()) };
+/// A table of names, and what has been found out about it.
+#[derive(Default)]
+struct Table {
+    /// A copy of its bytes, if it is small.
+    copy: Vec<u8>,
+    shapes: Vec<Shape>,
 }
 
-/// So many shapes are kept room for.
+thread_local! {
+    /// That of the last message: the next one is often of the same type.
+    static LAST: Cell<Table> = const { Cell::new(Table { copy: Vec::new(), shapes: Vec::new() }) };
+}
+
+/// Room for so many shapes is kept.
 const SHAPES_KEPT: usize = 1 << 10;
+/// A larger table is not kept.
+const TABLE_KEPT: usize = 1 << 10;
 
 /// serde's `Deserializer`, by reference.
 pub(super) struct Reader<'de> {
@@ -119,6 +129,8 @@ pub(super) struct Reader<'de> {
     rest: &'de [u8],
     row: Option<Row<'de>>,
     table: &'de [u8],
+    /// A copy of the table, if one is kept for the next message.
+    copy: Vec<u8>,
     shapes: Vec<Shape>,
     /// Large parts that are still to come, by themselves.
     apart: std::slice::IterMut<'de, Apart>,
@@ -236,6 +248,7 @@ impl<'de> Reader<'de> {
             rest,
             row: None,
             table: &[],
+            copy: Vec::new(),
             shapes: Vec::new(),
             apart: Default::default(),
             end: 0,
@@ -284,13 +297,18 @@ impl<'de> Reader<'de> {
     }
 
     fn read_table(&mut self) -> Result<()> {
+        let last = LAST.try_with(Cell::take).unwrap_or_default();
+        (self.copy, self.shapes) = (last.copy, last.shapes);
+        if !self.table.is_empty() && self.copy == self.table {
+            return Ok(());
+        }
+        self.copy.clear();
+        self.shapes.clear();
         let mut rest = self.table;
         let count = u32::from_le_bytes(cut_array(&mut rest)?) as usize;
         if count > rest.len() / 6 {
             return fail("the table of names ends too early");
         }
-        self.shapes = SHAPES.try_with(Cell::take).unwrap_or_default();
-        self.shapes.clear();
         self.shapes.reserve(count);
         for _ in 0..count {
             let count = usize::from(u16::from_le_bytes(cut_array(&mut rest)?));
@@ -299,13 +317,16 @@ impl<'de> Reader<'de> {
             cut(&mut rest, len)?;
             self.shapes.push(Shape { at, len, count, matched: None });
         }
+        if self.table.len() <= TABLE_KEPT {
+            self.copy.extend_from_slice(self.table);
+        }
         Ok(())
     }
 
-    fn keep_shapes(&mut self) {
+    fn keep_table(&mut self) {
         if (1..=SHAPES_KEPT).contains(&self.shapes.capacity()) {
-            let shapes = std::mem::take(&mut self.shapes);
-            let _ = SHAPES.try_with(|kept| kept.set(shapes));
+            let table = Table { copy: std::mem::take(&mut self.copy), shapes: std::mem::take(&mut self.shapes) };
+            let _ = LAST.try_with(|last| last.set(table));
         }
     }
 }
@@ -576,22 +597,17 @@ impl<'de> Reader<'de> {
     fn is_positional<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
         let wanted = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
         self.shapes.get(shape).is_some_and(|shape| shape.matched == wanted && shape.count == fields.len())
-            || self.is_positional_at_first(shape, fields, identity::id_of::<V>(), is_derived::<V>)
+            || self.is_positional_at_first::<V>(shape, fields)
     }
 
     #[inline(never)]
-    fn is_positional_at_first(
-        &mut self,
-        shape: usize,
-        fields: &'static [&'static str],
-        visitor: TypeId,
-        is_derived: fn() -> bool,
-    ) -> bool {
+    fn is_positional_at_first<V>(&mut self, shape: usize, fields: &'static [&'static str]) -> bool {
         let (mut names, count) = self.names(shape);
-        let is_same =
-            count == fields.len() && is_derived() && fields.iter().all(|field| cut_if(&mut names, field.as_bytes()));
+        let is_same = is_derived::<V>()
+            && count == fields.len()
+            && fields.iter().all(|field| cut_if(&mut names, field.as_bytes()));
         if is_same && let Some(shape) = self.shapes.get_mut(shape) {
-            shape.matched = Some((visitor, fields.as_ptr() as usize));
+            shape.matched = Some((identity::id_of::<V>(), fields.as_ptr() as usize));
         }
         is_same
     }
@@ -905,8 +921,12 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
 
     #[inline]
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        if self.is_next(tag::STR) {
-            return visitor.visit_borrowed_str(self.text()?);
+        if let [tag::STR, len @ ..=254, rest @ ..] = self.rest
+            && let Some((text, rest)) = rest.split_at_checked(usize::from(*len))
+            && let Ok(text) = std::str::from_utf8(text)
+        {
+            self.rest = rest;
+            return visitor.visit_borrowed_str(text);
         }
         self.unusual(tag::STR, visitor)
     }
