@@ -4,8 +4,8 @@
 //! `items=100000 sizes`. Prints a line for each point: curve, series, x, and the median of some rounds in seconds, divided by tabs.
 
 use bytes::Bytes;
-use multiprocess::{self as mp, Pool, Process, Receiver, Sender};
-use std::time::Instant;
+use multiprocess::{self as mp, Pool, Process, Receiver, Sender, Value};
+use std::time::{Duration, Instant};
 
 type Run<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -49,14 +49,19 @@ async fn items(most: u64) -> Run {
     Ok(())
 }
 
+fn begin(begun: Value<u64>) {
+    begun.fetch_add(1);
+}
+
 /// Pools of so many workers.
 async fn workers(most: u64) -> Run {
     const ITEMS: u64 = 100_000;
     for workers in steps(2, 2, most) {
-        let start = Instant::now();
-        let pool = Pool::new(workers as usize)?;
-        // The last of them has come up when each has run one.
-        pool.map(increment, 0..workers * 4).await?;
+        let (start, begun) = (Instant::now(), Value::new(0)?);
+        let pool = Pool::builder().workers(workers as usize).initializer(begin, (begun.clone(),)).build()?;
+        while begun.get() < workers {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
         show("workers", "start, a worker", workers, vec![start.elapsed().as_secs_f64() / workers as f64]);
         let (mut bulk, mut single) = (Vec::new(), Vec::new());
         for _ in 0..5 {
