@@ -58,6 +58,8 @@ pub mod manager;
 pub mod memory;
 #[cfg(feature = "metrics")]
 pub mod observe;
+#[cfg(all(feature = "dashboard", not(feature = "metrics")))]
+mod observe;
 mod os;
 pub mod pool;
 pub mod process;

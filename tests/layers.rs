@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Each layer and what it may use. `error` is used by all and uses none; `lib` may use everything.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("dashboard", &["manager", "pool", "channel", "sync", "os"]),
+    ("dashboard", &["observe", "manager", "pool", "channel", "sync", "os"]),
     ("observe", &["manager", "pool", "channel", "os"]),
     ("cluster", &["pool", "process", "os"]),
     ("manager", &["connection", "process", "channel", "sync", "wait", "wire", "shm", "os"]),

@@ -18,8 +18,30 @@ const HOST: Refusal = (
     "The Host header is not the address of this page. If this name is to lead here, add it by Dashboard::host.\n",
 );
 
+/// A host in the form in which it is compared: an address as a number, a name in small letters and without the dot of the root.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Host {
+    Ip(IpAddr),
+    Name(String),
+}
+
+impl Host {
+    /// An address of IPv6 may have brackets. `None` for what is neither a name nor an address, such as a name with a port.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        if let Ok(ip) = bracketed.unwrap_or(text).parse::<IpAddr>() {
+            return (ip.is_ipv6() || bracketed.is_none()).then(|| Self::Ip(ip.to_canonical()));
+        }
+        let is_label = |label: &str| {
+            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        };
+        text.split('.').all(is_label).then(|| Self::Name(text.to_ascii_lowercase()))
+    }
+}
+
 /// `ours` is the address at which the request arrived, `names` are further names of it.
-pub(super) fn check<B>(request: &Request<B>, ours: IpAddr, names: &[String]) -> Result<(), Refusal> {
+pub(super) fn check<B>(request: &Request<B>, ours: IpAddr, names: &[Host]) -> Result<(), Refusal> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Err(METHOD);
     }
@@ -40,14 +62,14 @@ fn host_of(headers: &HeaderMap<HeaderValue>) -> Option<Authority> {
 }
 
 /// The port is not looked at: it is another one behind a tunnel.
-fn is_ours(authority: &Authority, ours: IpAddr, names: &[String]) -> bool {
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
+fn is_ours(authority: &Authority, ours: IpAddr, names: &[Host]) -> bool {
     let ours = ours.to_canonical();
-    match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-        Ok(ip) if ip == ours || ip.is_loopback() && ours.is_loopback() => true,
-        Err(_) if host.eq_ignore_ascii_case("localhost") => true,
-        _ => names.iter().any(|name| name.eq_ignore_ascii_case(host)),
-    }
+    let Some(host) = Host::parse(authority.host()) else { return false };
+    let is_here = match &host {
+        Host::Ip(ip) => *ip == ours || ip.is_loopback() && ours.is_loopback(),
+        Host::Name(name) => name == "localhost",
+    };
+    is_here || names.contains(&host)
 }
 
 #[cfg(test)]
@@ -59,7 +81,7 @@ mod tests {
         for host in hosts {
             request = request.header("host", *host);
         }
-        let names = ["status.example.com".to_string()];
+        let names = [Host::parse("status.example.com").unwrap()];
         let checked = check(&request.body(()).unwrap(), [127, 0, 0, 1].into(), &names);
         checked.map_or_else(|(status, _)| status.as_u16(), |()| 200)
     }
@@ -87,6 +109,64 @@ mod tests {
         }
         assert_eq!(answer("GET", "http://evil.example/", &["localhost"]), 403);
         assert_eq!(answer("GET", "http://localhost/", &["localhost"]), 200);
+    }
+
+    #[test]
+    fn a_further_name_is_known_in_each_form_of_it() {
+        let forms = [
+            ("[2001:DB8::A]", "[2001:db8:0:0::a]"),
+            ("2001:db8::a", "[2001:DB8::A]:443"),
+            ("[2001:db8::a].", "[2001:db8::a]:1"),
+            ("::ffff:192.0.2.7", "192.0.2.7:80"),
+            ("192.0.2.7", "[::FFFF:192.0.2.7]"),
+            ("192.0.2.7.", "192.0.2.7"),
+            ("Status.Example.COM.", "status.example.com"),
+            ("status.example.com", "STATUS.example.com.:8080"),
+        ];
+        for (added, asked) in forms {
+            let names = [Host::parse(added).unwrap()];
+            let checked = |host: &str| {
+                let request = Request::builder().uri("/").header("host", host).body(()).unwrap();
+                check(&request, [127, 0, 0, 1].into(), &names).is_ok()
+            };
+            assert!(checked(asked), "{added}, asked for as {asked}");
+            let foreign = [
+                "[2001:db8::b]",
+                "192.0.2.8",
+                "status.example.com.evil.example",
+                "a.status.example.com",
+                "evil.example",
+            ];
+            for host in foreign {
+                assert!(!checked(host), "{added}, asked for as {host}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_is_no_further_name() {
+        let wrong = [
+            "",
+            ".",
+            "..",
+            "a..b",
+            "a.b..",
+            "a:80",
+            "[::1]:80",
+            "http://a",
+            "a/b",
+            "a b",
+            "*",
+            "u@a",
+            "[127.0.0.1]",
+            "[a]",
+            "[::1",
+            "::1]",
+            "\u{e4}.de",
+        ];
+        for name in wrong {
+            assert_eq!(Host::parse(name), None, "{name}");
+        }
     }
 
     #[test]

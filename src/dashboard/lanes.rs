@@ -1,9 +1,9 @@
-//! What each worker did and when, as seen by samples of [`PoolStats`].
+//! What each worker did and when, as seen by samples of [`PoolStats`](crate::pool::PoolStats).
 //!
 //! A sample shows the item that a worker runs at that moment and how many it has completed. Items that take longer than the time
 //! between two samples have a span each; shorter ones are one span together.
 
-use crate::pool::{PoolStats, WorkerDeath, WorkerStats};
+use crate::pool::{WorkerDeath, WorkerStats};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,6 +12,15 @@ use std::time::{Duration, Instant};
 pub(super) const WINDOW: Duration = Duration::from_secs(60);
 /// So many workers have a lane: more are not readable.
 pub(super) const MOST: usize = 64;
+/// So many spans of a lane are kept: one for each sample, and some more. It is a power of two, as the room of a growing list is.
+const MOST_SPANS: usize = 256;
+/// The longest name of a worker, with what its allocation takes beside it.
+#[cfg(test)]
+const NAME: usize = 32;
+/// So much memory lanes take at most. The nodes of their map may be half empty.
+#[cfg(test)]
+pub(super) const MOST_BYTES: usize =
+    MOST * (MOST_SPANS * size_of::<Span>() + NAME + 2 * (size_of::<Key>() + size_of::<Lane>()));
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Doing {
@@ -50,7 +59,10 @@ impl Lane {
     fn push(&mut self, doing: Doing, from: Instant, to: Instant) {
         match self.spans.back_mut() {
             Some(last) if last.doing == doing && !matches!(doing, Doing::Item(_)) => last.to = to,
-            _ => self.spans.push_back(Span { doing, from, to }),
+            _ => {
+                self.spans.drain(..(self.spans.len() + 1).saturating_sub(MOST_SPANS));
+                self.spans.push_back(Span { doing, from, to });
+            }
         }
     }
 
@@ -88,16 +100,18 @@ impl Lane {
 
     fn record_death(&mut self, death: &WorkerDeath) {
         self.stretch(death.at);
-        self.spans.push_back(Span { doing: Doing::Dead, from: death.at, to: death.at });
+        self.push(Doing::Dead, death.at, death.at);
         self.pid = death.pid;
     }
 }
 
+/// The name of a worker, and before that its length: the tenth comes after the ninth.
+type Key = (usize, String);
+
 /// The lanes of a pool.
 #[derive(Default)]
 pub(super) struct Lanes {
-    /// By the name of the worker, and before that its length: the tenth comes after the ninth.
-    lanes: BTreeMap<(usize, String), Lane>,
+    lanes: BTreeMap<Key, Lane>,
     /// The time of the latest death that was recorded.
     last_death: Option<Instant>,
     /// Workers of the last sample that have no lane.
@@ -115,15 +129,15 @@ impl Lanes {
     }
 
     /// Takes in a sample.
-    pub(super) fn record(&mut self, now: Instant, stats: &PoolStats) {
+    pub(super) fn record(&mut self, now: Instant, workers: &[WorkerStats], deaths: &[WorkerDeath]) {
         let oldest = now.checked_sub(WINDOW);
         let known = self.last_death.or(oldest);
-        for death in stats.deaths.iter().filter(|death| Some(death.at) > known) {
+        for death in deaths.iter().filter(|death| Some(death.at) > known) {
             self.last_death = Some(death.at);
             self.lane(&death.name).into_iter().for_each(|lane| lane.record_death(death));
         }
         self.hidden = 0;
-        for worker in &stats.workers {
+        for worker in workers {
             match self.lane(&worker.name) {
                 Some(lane) => lane.record(now, worker),
                 None => self.hidden += 1,
@@ -148,6 +162,15 @@ impl Lanes {
             Entry::Vacant(entry) => has_room.then(|| entry.insert(Lane::default())),
         }
     }
+
+    /// The memory that they have been given.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let of_lane = |((_, name), lane): (&Key, &Lane)| {
+            name.capacity() + size_of::<Key>() + size_of::<Lane>() + lane.spans.capacity() * size_of::<Span>()
+        };
+        self.lanes.iter().map(of_lane).sum()
+    }
 }
 
 #[cfg(test)]
@@ -156,12 +179,11 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn sample(pid: u32, tasks: u64, running: Option<(&'static str, Duration)>) -> PoolStats {
+    fn sample(pid: u32, tasks: u64, running: Option<(&'static str, Duration)>) -> [WorkerStats; 1] {
         let (is_busy, task, running_for) = (running.is_some(), running.map(|at| at.0), running.map(|at| at.1));
         let name = "PoolWorker-1".to_string();
         let (age, resident, peak) = (MS * 10, 0, 0);
-        let worker = WorkerStats { name, pid, age, tasks, is_busy, task, running_for, resident, peak };
-        PoolStats { workers: vec![worker], ..PoolStats::default() }
+        [WorkerStats { name, pid, age, tasks, is_busy, task, running_for, resident, peak }]
     }
 
     /// What the one lane shows: what, and from when to when in milliseconds.
@@ -185,7 +207,7 @@ mod tests {
             (800, 99, None),
         ];
         for (at, tasks, running) in samples {
-            lanes.record(start + MS * at, &sample(1, tasks, running));
+            lanes.record(start + MS * at, &sample(1, tasks, running), &[]);
         }
         let wanted = [
             (Doing::Nothing, 100, 150),
@@ -200,12 +222,12 @@ mod tests {
     #[test]
     fn a_death_ends_a_span_and_lasts_until_the_replacement_is_there() {
         let (mut lanes, start) = (Lanes::default(), Instant::now());
-        lanes.record(start + MS * 100, &sample(1, 0, Some(("f", MS * 100))));
+        lanes.record(start + MS * 100, &sample(1, 0, Some(("f", MS * 100))), &[]);
         let (name, at) = ("PoolWorker-1".to_string(), start + MS * 150);
-        let deaths = vec![WorkerDeath { name, pid: 1, at, why: String::new() }];
-        lanes.record(start + MS * 200, &PoolStats { deaths: deaths.clone(), ..PoolStats::default() });
+        let deaths = [WorkerDeath { name, pid: 1, at, status: None, why: String::new() }];
+        lanes.record(start + MS * 200, &[], &deaths);
         assert_eq!(shown(&lanes, start), [(Doing::Item("f"), 0, 150), (Doing::Dead, 150, 200)]);
-        lanes.record(start + MS * 300, &PoolStats { deaths, ..sample(2, 0, None) });
+        lanes.record(start + MS * 300, &sample(2, 0, None), &deaths);
         let wanted = [(Doing::Item("f"), 0, 150), (Doing::Dead, 150, 290), (Doing::Nothing, 290, 300)];
         assert_eq!(shown(&lanes, start), wanted);
         let lane = lanes.iter().next().unwrap().1;
@@ -218,17 +240,17 @@ mod tests {
         for n in 0..1000 {
             // Every other sample finds it idle.
             let running = (n % 2 == 0).then_some(("f", MS));
-            lanes.record(start + MS * 250 * n, &sample(1, u64::from(n), running));
+            lanes.record(start + MS * 250 * n, &sample(1, u64::from(n), running), &[]);
         }
         assert!(shown(&lanes, start).len() <= 2 + 60 * 4);
-        let many =
-            (1..=1000).map(|n| WorkerStats { name: format!("PoolWorker-{n}"), ..sample(n, 0, None).workers.remove(0) });
-        lanes.record(start + MS * 250_000, &PoolStats { workers: many.collect(), ..PoolStats::default() });
+        let named = |n: u32| sample(n, 0, None).map(|worker| WorkerStats { name: format!("PoolWorker-{n}"), ..worker });
+        let many: Vec<_> = (1..=1000).flat_map(named).collect();
+        lanes.record(start + MS * 250_000, &many, &[]);
         assert_eq!((lanes.len(), lanes.hidden), (MOST, 1000 - MOST));
         let names: Vec<_> = lanes.iter().map(|(name, _)| name).collect();
         assert_eq!((names[0], names[9]), ("PoolWorker-1", "PoolWorker-10"));
         // Workers that left in order are forgotten.
-        lanes.record(start + MS * 250_000 + WINDOW * 2, &PoolStats::default());
+        lanes.record(start + MS * 250_000 + WINDOW * 2, &[], &[]);
         assert_eq!(lanes.len(), 0);
     }
 }

@@ -14,16 +14,23 @@
 //! ```
 // In this module:
 //
-// server.rs    the public types; the tasks that sample and serve    guard.rs     which requests are answered
-// history.rs   what was sampled of pools, for as long as it is shown    lanes.rs   what each worker did and when
-// pictures.rs  histories as SVG                                     page.rs      the page around them
+// server.rs    the public types; the tasks that serve              guard.rs     which requests are answered
+// recorder.rs  the thread that samples and draws                   history.rs   what was sampled, for as long as it is shown
+// lanes.rs     what each worker did and when                       pictures.rs  histories as SVG
+// page.rs      the page around them                                drawings.rs  drawings that are shared for a moment
+// body.rs      the body of an answer                               limits.rs    how much memory all of it takes at most
 #![forbid(unsafe_code)]
 
+mod body;
+mod drawings;
 mod guard;
 mod history;
 mod lanes;
+#[cfg(test)]
+mod limits;
 mod page;
 mod pictures;
+mod recorder;
 mod server;
 
 pub use server::{Dashboard, DashboardHandle};

@@ -1,9 +1,10 @@
 //! The page around the pictures. What a picture shows stands beside it as text.
 
-use super::history::{PoolHistory, QueueHistory};
+use super::drawings::STEP;
+use super::history::{PoolHistory, QueueHistory, WorkerSums};
 use super::lanes::Doing;
 use super::pictures::{self, Curve, Ink, Scale, bytes, count, duration, escaped, time};
-use crate::pool::{PoolStats, WorkerStats};
+use crate::pool::{PoolStats, WorkerDeath, WorkerStats};
 use crate::sync::debug::{Dump, Object};
 use std::fmt::Write;
 use std::time::Instant;
@@ -16,9 +17,10 @@ const WIDTHS: [u32; 3] = [1180, 300, 2400];
 /// From this width on there are two curves side by side, with a gap: as in the style.
 const TWO_COLUMNS: u32 = 760;
 const GAP: u32 = 24;
-/// So many rows of a table are shown, and so many deaths.
+/// So many rows of a table are shown, and so many deaths, each with so many letters of its reason.
 const ROWS: usize = 64;
 const DEATHS: usize = 10;
+const WHY: usize = 4000;
 
 /// What is to be shown.
 pub(super) struct View<'a> {
@@ -32,21 +34,22 @@ pub(super) struct View<'a> {
 }
 
 /// A manager, and how many objects it has; `None` before it was asked.
+#[derive(Clone)]
 pub(super) struct ManagerState {
     pub(super) name: String,
     pub(super) objects: Option<Result<usize, String>>,
 }
 
-/// The width for which a query asks: `width=400`.
+/// The width for which a query asks, `width=400`, rounded so that few widths differ.
 pub(super) fn width_in(query: Option<&str>) -> u32 {
     let [usual, least, most] = WIDTHS;
     let pairs = query.unwrap_or_default().split('&');
     let wanted = pairs.filter_map(|pair| pair.strip_prefix("width=")).find_map(|width| width.parse::<u32>().ok());
-    wanted.unwrap_or(usual).clamp(least, most)
+    wanted.unwrap_or(usual).clamp(least, most) / STEP * STEP
 }
 
-/// The whole page.
-pub(super) fn document(content: &str) -> String {
+/// The page before its contents.
+pub(super) fn head() -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
@@ -55,10 +58,13 @@ pub(super) fn document(content: &str) -> String {
          <noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript></head><body>\
          <header><h1>multiprocess: pid {pid}</h1><span id=\"state\">as of when it was loaded</span>\
          <button id=\"pause\" type=\"button\" hidden>pause</button></header>\
-         <main>{content}</main><script src=\"script.js\"></script></body></html>\n",
+         <main>",
         pid = std::process::id()
     )
 }
+
+/// The page after its contents.
+pub(super) const FOOT: &str = "</main><script src=\"script.js\"></script></body></html>\n";
 
 /// What changes.
 pub(super) fn content(view: &View, width: u32) -> String {
@@ -88,7 +94,7 @@ fn add_pool(page: &mut String, now: Instant, pool: &PoolHistory, width: u32) {
         None => {
             line(page, format_args!("<p class=\"none\">This pool has been dropped, or its first sample is due.</p>"))
         }
-        Some(stats) => add_numbers(page, stats),
+        Some(stats) => add_numbers(page, stats, pool.workers),
     }
     add_lanes(page, now, pool, width);
     if let Some(stats) = &pool.stats {
@@ -97,25 +103,24 @@ fn add_pool(page: &mut String, now: Instant, pool: &PoolHistory, width: u32) {
     line(page, format_args!("<div class=\"grid\">"));
     add_curves(page, now, pool, half(width));
     if let Some(stats) = pool.stats.as_ref().filter(|stats| !stats.workers.is_empty()) {
-        add_memory(page, stats, half(width));
+        add_memory(page, stats, pool.workers.resident, half(width));
     }
     line(page, format_args!("</div>"));
     add_deaths(page, now, pool);
     line(page, format_args!("</section>"));
 }
 
-fn add_numbers(page: &mut String, stats: &PoolStats) {
-    let busy = stats.workers.iter().filter(|worker| worker.is_busy).count();
+fn add_numbers(page: &mut String, stats: &PoolStats, workers: WorkerSums) {
     let totals = &stats.totals;
     let failed = totals.panicked + totals.died + totals.timed_out + totals.cancelled + totals.failed;
     let numbers = [
-        ("workers, of them busy", format!("{} / {busy}", stats.workers.len())),
+        ("workers, of them busy", format!("{} / {}", workers.count, workers.busy)),
         ("items waiting", stats.queued.to_string()),
         ("items running", stats.running.to_string()),
         ("items done", totals.done.to_string()),
         ("items that failed", failed.to_string()),
         ("workers that died", totals.restarted.to_string()),
-        ("memory of workers", bytes(stats.workers.iter().map(|worker| worker.resident).sum())),
+        ("memory of workers", bytes(workers.resident)),
     ];
     line(page, format_args!("<dl class=\"numbers\">"));
     for (name, value) in numbers {
@@ -197,7 +202,7 @@ fn add_workers(page: &mut String, now: Instant, pool: &PoolHistory, stats: &Pool
         );
     }
     line(page, format_args!("</tbody></table>"));
-    if let Some(more) = stats.workers.len().checked_sub(ROWS).filter(|more| *more > 0) {
+    if let Some(more) = pool.workers.count.checked_sub(ROWS).filter(|more| *more > 0) {
         line(page, format_args!("<p class=\"none\">And {more} more.</p>"));
     }
 }
@@ -263,9 +268,8 @@ fn add_curves(page: &mut String, now: Instant, pool: &PoolHistory, width: u32) {
     add_figure(page, "Items waiting and running", &picture, &legend, "The last five minutes.");
 }
 
-fn add_memory(page: &mut String, stats: &PoolStats, width: u32) {
+fn add_memory(page: &mut String, stats: &PoolStats, total: u64, width: u32) {
     let workers: Vec<&WorkerStats> = stats.workers.iter().take(ROWS).collect();
-    let total: u64 = stats.workers.iter().map(|worker| worker.resident).sum();
     let picture = pictures::memory(width, &workers);
     line(
         page,
@@ -284,10 +288,28 @@ fn add_deaths(page: &mut String, now: Instant, pool: &PoolHistory) {
     }
     line(page, format_args!("<ol class=\"deaths\">"));
     for death in pool.deaths.iter().rev().take(DEATHS) {
-        let ago = duration(now.saturating_duration_since(death.at));
-        line(page, format_args!("<li>{ago} ago: {}</li>", escaped(&death.why)));
+        add_death(page, now, death);
     }
     line(page, format_args!("</ol>"));
+}
+
+fn add_death(page: &mut String, now: Instant, death: &WorkerDeath) {
+    let status = death.status.map_or("exit status unknown".to_string(), |status| status.to_string());
+    let why = match death.why.char_indices().nth(WHY) {
+        Some((end, _)) => format!("{} ..", &death.why[..end]),
+        None => death.why.clone(),
+    };
+    line(
+        page,
+        format_args!(
+            "<li><b>{}</b>, pid {}, {}, {} ago: {}</li>",
+            escaped(&death.name),
+            death.pid,
+            escaped(&status),
+            duration(now.saturating_duration_since(death.at)),
+            escaped(&why)
+        ),
+    );
 }
 
 fn add_queues(page: &mut String, view: &View, width: u32) {
@@ -380,6 +402,9 @@ fn waiters(object: &Object) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Deaths;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
 
     #[test]
     fn a_width_is_read_from_a_query_and_bounded() {
@@ -393,7 +418,7 @@ mod tests {
             Some("width=4294967295"),
             Some("width=-1"),
         ];
-        assert_eq!(widths.map(width_in), [1180, 1180, 400, 401, 1180, 300, 2400, 1180]);
+        assert_eq!(widths.map(width_in), [1180, 1180, 400, 400, 1180, 300, 2400, 1180]);
     }
 
     #[test]
@@ -409,5 +434,25 @@ mod tests {
             assert!(!text.contains(markup), "{markup}");
         }
         assert!(text.contains("Pool &lt;script&gt;"));
+    }
+
+    #[test]
+    fn a_death_is_shown_with_its_worker_and_how_and_why_it_ended() {
+        let (now, mut page, mut pool) = (Instant::now(), String::new(), PoolHistory::new("p".into()));
+        let death = |pid, name: &str, status, why: String| WorkerDeath { name: name.into(), pid, at: now, status, why };
+        let deaths = [
+            death(7, "PoolWorker-1", Some(ExitStatus::from_raw(9)), "killed <by> \"me\" & 'you'".into()),
+            death(8, "<b>", Some(ExitStatus::from_raw(3 << 8)), "x".repeat(2 * WHY)),
+            death(9, "PoolWorker-3", None, "nobody knows".into()),
+        ];
+        pool.deaths = Deaths::new(deaths.into());
+        add_deaths(&mut page, now, &pool);
+        let items: Vec<_> = page.lines().filter(|line| line.starts_with("<li>")).collect();
+        let wanted = [
+            "<li><b>PoolWorker-3</b>, pid 9, exit status unknown, 0 ns ago: nobody knows</li>".to_string(),
+            format!("<li><b>&lt;b&gt;</b>, pid 8, exit status: 3, 0 ns ago: {} ..</li>", "x".repeat(WHY)),
+            "<li><b>PoolWorker-1</b>, pid 7, signal: 9 (SIGKILL), 0 ns ago: killed &lt;by&gt; &quot;me&quot; &amp; &#39;you&#39;</li>".to_string(),
+        ];
+        assert_eq!(items, wanted);
     }
 }

@@ -1,17 +1,18 @@
-//! The public types `Dashboard` and `DashboardHandle`; the tasks that sample, and those that answer requests.
+//! The public types `Dashboard` and `DashboardHandle`; the tasks that ask managers, and those that answer requests.
 
-use super::guard;
-use super::history::{PoolHistory, QueueHistory};
-use super::page::{self, ManagerState, View};
+use super::body::Pieces;
+use super::guard::{self, Host};
+use super::page::{self, ManagerState};
+use super::recorder::{Managers, NoDrawing, Orders, Recorder};
 use crate::channel::{Item, JoinableQueue, Queue};
 use crate::error::{Error, Result};
 use crate::manager::Manager;
+use crate::observe::{ManagerSource, Sources};
 use crate::os::sync::lock;
-use crate::os::{background, reactor, timer};
-use crate::pool::{Pool, StatsSource};
-use crate::sync::debug::{self, Dump};
-use futures_util::future::{BoxFuture, join_all};
-use hyper::body::Incoming;
+use crate::os::{reactor, timer};
+use crate::pool::Pool;
+use futures_util::future::join_all;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,30 +21,25 @@ use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// The time between two samples, usually and at most.
-const SAMPLE: Duration = Duration::from_millis(250);
-const RAREST_SAMPLE: Duration = Duration::from_secs(2);
 /// The time between two questions to a manager, and how long it may take to answer.
 const ASK: Duration = Duration::from_secs(1);
-/// Sampling, and reading the locks, take at most one in so many parts of the time.
-const SHARE: u32 = 100;
-/// A picture is not older than this.
-const FRESH: Duration = Duration::from_millis(400);
-/// The locks are not read more often.
-const READ_LOCKS: Duration = Duration::from_secs(1);
 /// So many connections are open at most, and so long.
-const CONNECTIONS: usize = 64;
+pub(super) const CONNECTIONS: usize = 64;
 const CONNECTION: Duration = Duration::from_secs(10);
 /// No descriptor is left for a connection: try again after this.
 const REFUSED: Duration = Duration::from_millis(100);
 /// The largest head of a request.
-const HEAD: usize = 16 << 10;
+pub(super) const HEAD: usize = 16 << 10;
+/// The sizes of the kernel's buffers of a connection, as they are asked for.
+pub(super) const SEND: u32 = 32 << 10;
+pub(super) const RECEIVE: u32 = 16 << 10;
 
 /// The browser loads nothing that does not come from here, and runs no script within the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
@@ -77,8 +73,13 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 ///
 /// # Cost
 /// Without a dashboard, none. With one, four samples a second, each of which takes the lock of every pool once and reads one small file of
-/// /proc per worker; fewer, down to one in two seconds, if they took more than a hundredth of the time. Pictures are drawn on a thread, and only when a page asks for them: some
-/// milliseconds each second, however many pages are open. Memory is bounded: some 300 KiB for each pool.
+/// /proc per worker; fewer, down to one in two seconds, if they took more than a hundredth of the time. A thread of its own takes them, and
+/// draws pictures when a page asks for them: some milliseconds each second, however many pages are open. All pages of nearly the same
+/// width share them.
+///
+/// Memory is bounded: at most 1 MiB for each pool and 16 KiB for each queue, and at most 32 MiB for pictures that are kept or being sent,
+/// unless a single page is larger, and 9 MiB for connections and the thread. While a page is drawn it takes a few times its size. Clients
+/// that have not read all within ten seconds are dropped; so is the oldest one if there are more than 64, or if slow ones hold all of that room.
 ///
 /// # Accuracy
 /// Lanes show items that take longer than a quarter of a second one by one, and shorter ones together. Times are known to within a factor of two,
@@ -88,19 +89,9 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 /// A dashboard does not keep a pool alive: of a pool that is dropped the page shows the past. It holds a handle of each queue and manager.
 #[derive(Default)]
 pub struct Dashboard {
-    pools: Vec<(String, StatsSource)>,
-    queues: Vec<QueueSource>,
-    managers: Vec<(String, CountObjects)>,
+    sources: Sources,
     hosts: Vec<String>,
     may_be_remote: bool,
-}
-
-type CountObjects = Box<dyn Fn() -> BoxFuture<'static, Result<usize>> + Send + Sync>;
-
-struct QueueSource {
-    name: String,
-    capacity: Option<usize>,
-    len: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
 impl Dashboard {
@@ -111,35 +102,25 @@ impl Dashboard {
 
     /// Adds a pool, under this name.
     pub fn pool(mut self, name: impl Into<String>, pool: &Pool) -> Self {
-        self.pools.push((name.into(), pool.stats_source()));
+        self.sources.add_pool(name.into(), pool);
         self
     }
 
     /// Adds a queue, under this name.
-    pub fn queue<T: Item>(self, name: impl Into<String>, queue: &Queue<T>) -> Self {
-        let (capacity, queue) = (queue.capacity(), queue.clone());
-        self.queue_source(name.into(), capacity, move || queue.len())
+    pub fn queue<T: Item>(mut self, name: impl Into<String>, queue: &Queue<T>) -> Self {
+        self.sources.add_queue(name.into(), queue);
+        self
     }
 
     /// Adds a joinable queue, under this name.
-    pub fn joinable_queue<T: Item>(self, name: impl Into<String>, queue: &JoinableQueue<T>) -> Self {
-        let (capacity, queue) = (queue.capacity(), queue.clone());
-        self.queue_source(name.into(), capacity, move || queue.len())
-    }
-
-    fn queue_source(
-        mut self,
-        name: String,
-        capacity: Option<usize>,
-        len: impl Fn() -> usize + Send + Sync + 'static,
-    ) -> Self {
-        self.queues.push(QueueSource { name, capacity, len: Box::new(len) });
+    pub fn joinable_queue<T: Item>(mut self, name: impl Into<String>, queue: &JoinableQueue<T>) -> Self {
+        self.sources.add_joinable_queue(name.into(), queue);
         self
     }
 
     /// Adds a manager, under this name.
     pub fn manager(mut self, name: impl Into<String>, manager: &Manager) -> Self {
-        self.managers.push((name.into(), Box::new(manager.object_counter())));
+        self.sources.add_manager(name.into(), manager);
         self
     }
 
@@ -160,7 +141,8 @@ impl Dashboard {
 
     /// Adds a name or an IP address by which browsers may ask for the page, without a port: that of a proxy before it, for example.
     ///
-    /// Always accepted are the address at which a request arrives, and `localhost`.
+    /// Always accepted are the address at which a request arrives, and `localhost`. Each form of a name counts: capital letters, a dot
+    /// at the end, an address of IPv6 with or without brackets.
     pub fn host(mut self, name: impl Into<String>) -> Self {
         self.hosts.push(name.into());
         self
@@ -170,31 +152,30 @@ impl Dashboard {
     /// present runtime, and end with it.
     ///
     /// # Errors
-    /// - `Other` if the address cannot be parsed, or is not a loopback address and [`allow_remote`](Self::allow_remote) was not called.
-    /// - `Io` if the address is in use or not permitted, or in a runtime without its I/O or its timer.
+    /// - `Other` if the address cannot be parsed, or is not a loopback address and [`allow_remote`](Self::allow_remote) was not called; or if
+    ///   a [`host`](Self::host) is no name of a host: it has a port, for example.
+    /// - `Io` if the address is in use or not permitted, if no thread can be had, or in a runtime without its I/O or its timer.
     pub async fn serve(self, address: &str) -> Result<DashboardHandle> {
         let address = parse(address, self.may_be_remote)?;
         let failed = |error| Error::io(format!("cannot serve a dashboard at {address}"), error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let hosts = self.hosts.iter().map(|name| parse_host(name)).collect::<Result<_>>()?;
+        let listener = listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let Self { pools, queues, managers, hosts, .. } = self;
-        let state = Arc::new(State::new(&pools, &queues, &managers));
+        let Sources { pools, queues, managers } = self.sources;
+        let shown = managers.iter().map(|manager| ManagerState { name: manager.name.clone(), objects: None });
+        let shown: Managers = Arc::new(Mutex::new(shown.collect()));
+        let orders = Recorder::new(pools, queues, shown.clone()).start().map_err(failed)?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(sample(state.clone(), pools, queues));
-        tasks.spawn(ask(state.clone(), managers));
-        tasks.spawn(accept(listener, state, hosts.into()));
+        tasks.spawn(ask(shown, managers));
+        tasks.spawn(accept(listener, Shared::new(orders, hosts), CONNECTION));
         Ok(DashboardHandle { address, tasks })
     }
 }
 
 impl fmt::Debug for Dashboard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pools = self.pools.iter().map(|(name, _)| name).collect::<Vec<_>>();
-        let queues = self.queues.iter().map(|queue| &queue.name).collect::<Vec<_>>();
-        let managers = self.managers.iter().map(|(name, _)| name).collect::<Vec<_>>();
-        let mut dashboard = f.debug_struct("Dashboard");
-        dashboard.field("pools", &pools).field("queues", &queues).field("managers", &managers).finish()
+        self.sources.fmt("Dashboard", f)
     }
 }
 
@@ -249,102 +230,60 @@ fn parse(text: &str, may_be_remote: bool) -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// What is shown, as the tasks have it in common.
-struct State {
-    started: Instant,
-    pools: Mutex<Vec<PoolHistory>>,
-    queues: Mutex<Vec<QueueHistory>>,
-    managers: Mutex<Vec<ManagerState>>,
-    /// Held while it is drawn: one picture at a time.
-    drawn: Arc<tokio::sync::Mutex<Drawn>>,
-}
-
-#[derive(Default)]
-struct Drawn {
-    /// The last contents, for each width that was asked for.
-    contents: Vec<(u32, Instant, Arc<str>)>,
-    locks: Locks,
-}
-
-/// What [`debug::dump`] has returned, when, and how long that took.
-#[derive(Default)]
-struct Locks(Option<(Instant, Duration, Dump)>);
-
-impl Locks {
-    fn dump(&mut self) -> &Dump {
-        let is_old = |(at, took, _): &(Instant, Duration, Dump)| at.elapsed() >= READ_LOCKS.max(*took * SHARE);
-        if self.0.as_ref().is_none_or(is_old) {
-            let begun = Instant::now();
-            let dump = debug::dump();
-            self.0 = Some((Instant::now(), begun.elapsed(), dump));
-        }
-        &self.0.get_or_insert_with(|| (Instant::now(), Duration::ZERO, Dump::default())).2
-    }
-}
-
-impl State {
-    fn new(pools: &[(String, StatsSource)], queues: &[QueueSource], managers: &[(String, CountObjects)]) -> Self {
-        let pools = pools.iter().map(|(name, _)| PoolHistory::new(name.clone())).collect();
-        let queues = queues.iter().map(|queue| QueueHistory::new(queue.name.clone(), queue.capacity)).collect();
-        let managers = managers.iter().map(|(name, _)| ManagerState { name: name.clone(), objects: None }).collect();
-        Self {
-            started: Instant::now(),
-            pools: Mutex::new(pools),
-            queues: Mutex::new(queues),
-            managers: Mutex::new(managers),
-            drawn: Arc::default(),
-        }
-    }
-
-    /// Draws everything as it is now. Takes some milliseconds.
-    fn draw(&self, width: u32, locks: &Dump) -> String {
-        let (pools, queues, managers) = (lock(&self.pools), lock(&self.queues), lock(&self.managers));
-        let (now, started) = (Instant::now(), self.started);
-        page::content(&View { now, started, pools: &pools, queues: &queues, managers: &managers, locks }, width)
-    }
-}
-
-/// The contents of the page. They are drawn by a thread, which goes on if nobody waits any more.
-async fn content(state: &Arc<State>, width: u32) -> Result<Arc<str>> {
-    let mut drawn = state.drawn.clone().lock_owned().await;
-    if let Some((.., text)) = drawn.contents.iter().find(|(of, at, _)| *of == width && at.elapsed() < FRESH) {
-        return Ok(text.clone());
-    }
-    let state = state.clone();
-    let draw = move || {
-        let text: Arc<str> = state.draw(width, drawn.locks.dump()).into();
-        drawn.contents.retain(|(of, at, _)| *of != width && at.elapsed() < FRESH);
-        drawn.contents.push((width, Instant::now(), text.clone()));
-        text
+fn parse_host(name: &str) -> Result<Host> {
+    let wrong = || {
+        Error::other(format!("{name:?} is no host of a dashboard: write it without a port, as in status.example.com"))
     };
-    let failed = |error| Error::io("cannot draw", error);
-    background::blocking(draw).map_err(failed)?.await.map_err(|_| Error::other("drawing has failed"))
+    Host::parse(name).ok_or_else(wrong)
 }
 
-/// Takes samples, for ever.
-async fn sample(state: Arc<State>, pools: Vec<(String, StatsSource)>, queues: Vec<QueueSource>) {
-    loop {
-        let begun = Instant::now();
-        for (at, (_, source)) in pools.iter().enumerate() {
-            let stats = source.stats();
-            lock(&state.pools).get_mut(at).into_iter().for_each(|pool| pool.record(begun, stats.clone()));
-        }
-        for (queue, history) in queues.iter().zip(lock(&state.queues).iter_mut()) {
-            history.record(begun, (queue.len)());
-        }
-        timer::sleep((begun.elapsed() * SHARE).clamp(SAMPLE, RAREST_SAMPLE)).await;
+/// What all connections have in common.
+struct Shared {
+    orders: Orders,
+    hosts: Vec<Host>,
+    /// The oldest first.
+    connections: Mutex<VecDeque<AbortHandle>>,
+}
+
+impl Shared {
+    fn new(orders: Orders, hosts: Vec<Host>) -> Arc<Self> {
+        Arc::new(Self { orders, hosts, connections: Mutex::default() })
     }
+
+    /// Closes the oldest connections, until there are no more than so many.
+    fn keep_newest(&self, most: usize) {
+        let mut connections = lock(&self.connections);
+        connections.retain(|connection| !connection.is_finished());
+        let surplus = connections.len().saturating_sub(most);
+        connections.drain(..surplus).for_each(|oldest| oldest.abort());
+    }
+
+    /// Closes the oldest connection, unless it is the only one: its reader may be so slow that others get nothing.
+    fn close_oldest(&self) {
+        let connections = lock(&self.connections).len();
+        self.keep_newest(connections.saturating_sub(1).max(1));
+    }
+}
+
+/// Listens with small buffers, because the kernel fills them for clients that read nothing. Connections inherit their sizes.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND)?;
+    socket.set_recv_buffer_size(RECEIVE)?;
+    socket.bind(address)?;
+    socket.listen(CONNECTIONS as u32)
 }
 
 /// Asks the managers how many objects they have, for ever.
-async fn ask(state: Arc<State>, managers: Vec<(String, CountObjects)>) {
+async fn ask(shown: Managers, managers: Vec<ManagerSource>) {
     if managers.is_empty() {
         return;
     }
     loop {
-        let asked = managers.iter().map(|(_, count_objects)| timer::within(ASK, count_objects()));
+        let asked = managers.iter().map(|manager| timer::within(ASK, (manager.count_objects)()));
         let answers = join_all(asked).await;
-        for (manager, answer) in lock(&state.managers).iter_mut().zip(answers) {
+        for (manager, answer) in lock(&shown).iter_mut().zip(answers) {
             manager.objects = Some(match answer {
                 Ok(Ok(objects)) => Ok(objects),
                 Ok(Err(error)) => Err(error.to_string()),
@@ -355,9 +294,10 @@ async fn ask(state: Arc<State>, managers: Vec<(String, CountObjects)>) {
     }
 }
 
-/// Takes connections, for ever. If there are too many the oldest is closed.
-async fn accept(listener: TcpListener, state: Arc<State>, hosts: Arc<[String]>) {
-    let (mut connections, mut order) = (JoinSet::new(), VecDeque::<AbortHandle>::new());
+/// Takes connections, for ever. If there are too many the oldest is closed; and so is each that is open for longer than `limit`, even if its
+/// client reads nothing.
+async fn accept(listener: TcpListener, shared: Arc<Shared>, limit: Duration) {
+    let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -367,21 +307,19 @@ async fn accept(listener: TcpListener, state: Arc<State>, hosts: Arc<[String]>) 
             timer::sleep(REFUSED).await;
             continue;
         };
-        order.retain(|connection| !connection.is_finished());
-        if order.len() >= CONNECTIONS {
-            order.pop_front().into_iter().for_each(|oldest| oldest.abort());
-        }
-        let answers = answer_all(stream, state.clone(), hosts.clone());
-        order.push_back(connections.spawn(async move { _ = timer::within(CONNECTION, answers).await }));
+        shared.keep_newest(CONNECTIONS - 1);
+        let answers = answer_all(stream, shared.clone());
+        let connection = connections.spawn(async move { _ = timer::within(limit, answers).await });
+        lock(&shared.connections).push_back(connection);
     }
 }
 
 /// Answers the one request of a connection.
-async fn answer_all(stream: TcpStream, state: Arc<State>, hosts: Arc<[String]>) {
+async fn answer_all(stream: TcpStream, shared: Arc<Shared>) {
     let Ok(ours) = stream.local_addr() else { return };
     let answer = |request: Request<Incoming>| {
-        let (state, hosts) = (state.clone(), hosts.clone());
-        async move { Ok::<_, Infallible>(answer(&request, &state, ours.ip(), &hosts).await) }
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &shared, ours.ip()).await) }
     };
     let mut http = http1::Builder::new();
     http.keep_alive(false).header_read_timeout(None).max_buf_size(HEAD);
@@ -389,24 +327,38 @@ async fn answer_all(stream: TcpStream, state: Arc<State>, hosts: Arc<[String]>) 
     let _ = http.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
 }
 
-async fn answer(request: &Request<Incoming>, state: &Arc<State>, ours: IpAddr, hosts: &[String]) -> Response<String> {
-    if let Err((status, text)) = guard::check(request, ours, hosts) {
-        return response(status, "text/plain", text.to_string());
+async fn answer(request: &Request<Incoming>, shared: &Shared, ours: IpAddr) -> Response<Pieces> {
+    if let Err((status, text)) = guard::check(request, ours, &shared.hosts) {
+        return response(status, "text/plain", text.into());
     }
     let width = page::width_in(request.uri().query());
     match request.uri().path() {
-        "/style.css" => response(StatusCode::OK, "text/css", page::STYLE.to_string()),
-        "/script.js" => response(StatusCode::OK, "text/javascript", page::SCRIPT.to_string()),
-        path @ ("/" | "/content") => match content(state, width).await {
-            Ok(content) if path == "/" => response(StatusCode::OK, "text/html", page::document(&content)),
-            Ok(content) => response(StatusCode::OK, "text/html", content.to_string()),
-            Err(error) => response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
+        "/style.css" => response(StatusCode::OK, "text/css", page::STYLE.into()),
+        "/script.js" => response(StatusCode::OK, "text/javascript", page::SCRIPT.into()),
+        path @ ("/" | "/content") => match shared.orders.content(width).await {
+            Ok(content) if path == "/" => {
+                let foot = Bytes::from_static(page::FOOT.as_bytes());
+                response(StatusCode::OK, "text/html", Pieces::new([page::head().into(), content, foot]))
+            }
+            Ok(content) => response(StatusCode::OK, "text/html", Pieces::new([content])),
+            Err(why) => no_drawing(shared, why),
         },
-        _ => response(StatusCode::NOT_FOUND, "text/plain", "There is / only.\n".to_string()),
+        _ => response(StatusCode::NOT_FOUND, "text/plain", "There is / only.\n".into()),
     }
 }
 
-fn response(status: StatusCode, kind: &str, body: String) -> Response<String> {
+fn no_drawing(shared: &Shared, why: NoDrawing) -> Response<Pieces> {
+    let text = match why {
+        NoDrawing::Failed => "Drawing has failed.\n",
+        NoDrawing::Busy => {
+            shared.close_oldest();
+            "Too many readers are slow: try again.\n"
+        }
+    };
+    response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", text.into())
+}
+
+fn response(status: StatusCode, kind: &str, body: Pieces) -> Response<Pieces> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -426,6 +378,83 @@ fn response(status: StatusCode, kind: &str, body: String) -> Response<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dashboard::drawings;
+    use crate::observe::QueueSource;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Longer than anything takes on a busy machine.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A page has a little more.
+    const PAGE: usize = 4 << 20;
+
+    /// A page of more bytes than the kernel has room for, served to connections that are open for so long.
+    async fn serve_large(limit: Duration) -> (SocketAddr, JoinSet<()>, Arc<AtomicUsize>) {
+        let queue = QueueSource { name: "q".repeat(PAGE), capacity: None, len: Box::new(|| 0) };
+        let recorder = Recorder::new(Vec::new(), vec![queue], Managers::default());
+        let held = recorder.drawings.held();
+        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, Shared::new(recorder.start().unwrap(), Vec::new()), limit));
+        (address, tasks, held)
+    }
+
+    /// A client with little room for what it does not read.
+    async fn ask_for(address: SocketAddr, width: u32) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let request = format!("GET /content?width={width} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        // It may be one too many.
+        let _ = stream.write_all(request.as_bytes()).await;
+        stream
+    }
+
+    /// Whether a client that reads gets the whole page.
+    async fn gets_page(address: SocketAddr) -> bool {
+        let (mut stream, mut answer) = (TcpStream::connect(address).await.unwrap(), Vec::new());
+        let _ = stream.write_all(b"GET /content?width=800 HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        let _ = stream.read_to_end(&mut answer).await;
+        answer.starts_with(b"HTTP/1.1 200") && answer.len() > PAGE
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_dropped_and_holds_nothing_then() {
+        let (address, _tasks, held) = serve_large(Duration::from_secs(3)).await;
+        let first = ask_for(address, 400).await;
+        timer::within(LIMIT, first.readable()).await.unwrap().unwrap();
+        assert!(held.load(Relaxed) > PAGE);
+        // What was kept for others goes with the next picture; what is held for the first one, when its time is over.
+        let is_alone = async { while !(gets_page(address).await && held.load(Relaxed) < 2 * PAGE) {} };
+        timer::within(LIMIT, is_alone).await.unwrap();
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn many_slow_clients_hold_few_pictures_and_others_are_answered() {
+        let (address, _tasks, held) = serve_large(LIMIT * 2).await;
+        let mut slow = Vec::new();
+        for n in 0..CONNECTIONS as u32 {
+            slow.push(ask_for(address, 300 + 20 * n).await);
+        }
+        let answered = async {
+            while !gets_page(address).await {
+                assert!(held.load(Relaxed) <= drawings::MOST_BYTES, "{held:?}");
+            }
+        };
+        timer::within(LIMIT, answered).await.unwrap();
+        assert!(held.load(Relaxed) <= drawings::MOST_BYTES, "{held:?}");
+    }
+
+    #[test]
+    fn a_host_is_written_without_a_port() {
+        assert_eq!(parse_host("[::1]").unwrap(), Host::Ip(std::net::Ipv6Addr::LOCALHOST.into()));
+        let error = parse_host("status.example.com:80").unwrap_err().to_string();
+        assert!(error.contains("status.example.com:80") && error.contains("without a port"), "{error}");
+    }
 
     #[test]
     fn an_address_is_loopback_unless_told_otherwise() {

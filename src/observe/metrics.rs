@@ -1,12 +1,12 @@
 //! Figures through the `metrics` facade.
 
+use super::sources::{PoolSource, QueueSource, Sources};
 use crate::channel::{Item, JoinableQueue, Queue};
 use crate::error::Result;
 use crate::manager::Manager;
 use crate::os::timer;
-use crate::pool::{Histogram, Pool, PoolStats, StatsSource};
+use crate::pool::{Histogram, Pool, PoolStats};
 use ::metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use futures_util::future::BoxFuture;
 use std::time::Duration;
 
 /// A manager that does not answer within this time counts as down until the next report.
@@ -66,25 +66,16 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// queue and manager. Its drop, and that of the futures that it returns, ends nothing but the reports.
 #[derive(Default)]
 pub struct MetricsReporter {
-    pools: Vec<PoolSource>,
-    queues: Vec<QueueSource>,
-    managers: Vec<(String, CountObjects)>,
+    sources: Sources,
+    /// Of each pool.
+    reported: Vec<Reported>,
 }
 
-type CountObjects = Box<dyn Fn() -> BoxFuture<'static, Result<usize>> + Send + Sync>;
-
-struct PoolSource {
-    name: String,
-    stats: StatsSource,
-    /// As they were reported last: recorders of histograms take what came since.
+/// Times of a pool as they were reported last: recorders of histograms take what came since.
+#[derive(Default)]
+struct Reported {
     waits: Histogram,
     runs: Histogram,
-}
-
-struct QueueSource {
-    name: String,
-    capacity: Option<usize>,
-    len: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
 impl MetricsReporter {
@@ -95,36 +86,26 @@ impl MetricsReporter {
 
     /// Adds a pool. Its figures have the label `pool` with this name.
     pub fn pool(mut self, name: impl Into<String>, pool: &Pool) -> Self {
-        let (waits, runs) = Default::default();
-        self.pools.push(PoolSource { name: name.into(), stats: pool.stats_source(), waits, runs });
+        self.sources.add_pool(name.into(), pool);
+        self.reported.push(Reported::default());
         self
     }
 
     /// Adds a queue. Its figures have the label `queue` with this name.
-    pub fn queue<T: Item>(self, name: impl Into<String>, queue: &Queue<T>) -> Self {
-        let (capacity, queue) = (queue.capacity(), queue.clone());
-        self.queue_source(name.into(), capacity, move || queue.len())
+    pub fn queue<T: Item>(mut self, name: impl Into<String>, queue: &Queue<T>) -> Self {
+        self.sources.add_queue(name.into(), queue);
+        self
     }
 
     /// Adds a joinable queue. Its figures have the label `queue` with this name.
-    pub fn joinable_queue<T: Item>(self, name: impl Into<String>, queue: &JoinableQueue<T>) -> Self {
-        let (capacity, queue) = (queue.capacity(), queue.clone());
-        self.queue_source(name.into(), capacity, move || queue.len())
-    }
-
-    fn queue_source(
-        mut self,
-        name: String,
-        capacity: Option<usize>,
-        len: impl Fn() -> usize + Send + Sync + 'static,
-    ) -> Self {
-        self.queues.push(QueueSource { name, capacity, len: Box::new(len) });
+    pub fn joinable_queue<T: Item>(mut self, name: impl Into<String>, queue: &JoinableQueue<T>) -> Self {
+        self.sources.add_joinable_queue(name.into(), queue);
         self
     }
 
     /// Adds a manager. Its figures have the label `manager` with this name.
     pub fn manager(mut self, name: impl Into<String>, manager: &Manager) -> Self {
-        self.managers.push((name.into(), Box::new(manager.object_counter())));
+        self.sources.add_manager(name.into(), manager);
         self
     }
 
@@ -132,10 +113,13 @@ impl MetricsReporter {
     /// future may have reported a part of them.
     pub async fn report(&mut self) {
         describe();
-        self.pools.retain_mut(PoolSource::report);
-        self.queues.iter().for_each(QueueSource::report);
-        for (name, count_objects) in &self.managers {
-            let answer = timer::within(ANSWER, count_objects()).await;
+        let pools = self.reported.iter_mut().zip(&self.sources.pools);
+        let are_there: Vec<bool> = pools.map(|(reported, pool)| reported.report(pool)).collect();
+        retain(&mut self.sources.pools, &are_there);
+        retain(&mut self.reported, &are_there);
+        self.sources.queues.iter().for_each(report_queue);
+        for manager in &self.sources.managers {
+            let (name, answer) = (&manager.name, timer::within(ANSWER, (manager.count_objects)()).await);
             let objects = answer.ok().and_then(Result::ok);
             gauge!("multiprocess_manager_up", "manager" => name.clone()).set(f64::from(u8::from(objects.is_some())));
             let objects = objects.unwrap_or_default() as f64;
@@ -148,7 +132,7 @@ impl MetricsReporter {
     pub async fn run(mut self, interval: Duration) {
         loop {
             self.report().await;
-            if self.pools.is_empty() && self.queues.is_empty() && self.managers.is_empty() {
+            if self.sources.is_empty() {
                 return;
             }
             timer::sleep(interval).await;
@@ -158,48 +142,46 @@ impl MetricsReporter {
 
 impl std::fmt::Debug for MetricsReporter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let pools = self.pools.iter().map(|pool| &pool.name).collect::<Vec<_>>();
-        let queues = self.queues.iter().map(|queue| &queue.name).collect::<Vec<_>>();
-        let managers = self.managers.iter().map(|(name, _)| name).collect::<Vec<_>>();
-        let mut reporter = f.debug_struct("MetricsReporter");
-        reporter.field("pools", &pools).field("queues", &queues).field("managers", &managers).finish()
+        self.sources.fmt("MetricsReporter", f)
     }
 }
 
-impl QueueSource {
-    fn report(&self) {
-        gauge!("multiprocess_queue_items", "queue" => self.name.clone()).set((self.len)() as f64);
-        if let Some(capacity) = self.capacity {
-            gauge!("multiprocess_queue_capacity", "queue" => self.name.clone()).set(capacity as f64);
-        }
+fn retain<T>(all: &mut Vec<T>, are_there: &[bool]) {
+    let mut are_there = are_there.iter();
+    all.retain(|_| are_there.next() == Some(&true));
+}
+
+fn report_queue(queue: &QueueSource) {
+    gauge!("multiprocess_queue_items", "queue" => queue.name.clone()).set((queue.len)() as f64);
+    if let Some(capacity) = queue.capacity {
+        gauge!("multiprocess_queue_capacity", "queue" => queue.name.clone()).set(capacity as f64);
     }
 }
 
-impl PoolSource {
+impl Reported {
     /// Returns whether the pool is still there.
-    fn report(&mut self) -> bool {
-        let stats = self.stats.stats();
+    fn report(&mut self, pool: &PoolSource) -> bool {
+        let stats = pool.stats.stats().map(|(stats, _)| stats);
         let is_there = stats.is_some();
-        self.report_stats(stats);
+        self.report_stats(&pool.name, stats);
         is_there
     }
 
-    fn report_stats(&mut self, stats: Option<PoolStats>) {
-        let name = &self.name;
+    fn report_stats(&mut self, name: &str, stats: Option<PoolStats>) {
         let gauges = |stats: &PoolStats| {
             let busy = stats.workers.iter().filter(|worker| worker.is_busy).count();
             let resident: u64 = stats.workers.iter().map(|worker| worker.resident).sum();
             let workers = |state, count: usize| {
-                gauge!("multiprocess_pool_workers", "pool" => name.clone(), "state" => state).set(count as f64);
+                gauge!("multiprocess_pool_workers", "pool" => name.to_string(), "state" => state).set(count as f64);
             };
             workers("busy", busy);
             workers("idle", stats.workers.len() - busy);
             let items = |state, count: usize| {
-                gauge!("multiprocess_pool_items", "pool" => name.clone(), "state" => state).set(count as f64);
+                gauge!("multiprocess_pool_items", "pool" => name.to_string(), "state" => state).set(count as f64);
             };
             items("queued", stats.queued);
             items("running", stats.running);
-            gauge!("multiprocess_pool_resident_bytes", "pool" => name.clone()).set(resident as f64);
+            gauge!("multiprocess_pool_resident_bytes", "pool" => name.to_string()).set(resident as f64);
         };
         let Some(stats) = stats else { return gauges(&PoolStats::default()) };
         gauges(&stats);
@@ -213,19 +195,19 @@ impl PoolSource {
             ("failed", totals.failed),
         ];
         for (outcome, count) in outcomes {
-            let items = counter!("multiprocess_pool_items_total", "pool" => name.clone(), "outcome" => outcome);
+            let items = counter!("multiprocess_pool_items_total", "pool" => name.to_string(), "outcome" => outcome);
             items.absolute(count);
         }
-        counter!("multiprocess_pool_retries_total", "pool" => name.clone()).absolute(totals.retried);
-        counter!("multiprocess_pool_rejected_total", "pool" => name.clone()).absolute(totals.rejected);
-        counter!("multiprocess_pool_workers_recycled_total", "pool" => name.clone()).absolute(totals.recycled);
-        counter!("multiprocess_pool_workers_restarted_total", "pool" => name.clone()).absolute(totals.restarted);
+        counter!("multiprocess_pool_retries_total", "pool" => name.to_string()).absolute(totals.retried);
+        counter!("multiprocess_pool_rejected_total", "pool" => name.to_string()).absolute(totals.rejected);
+        counter!("multiprocess_pool_workers_recycled_total", "pool" => name.to_string()).absolute(totals.recycled);
+        counter!("multiprocess_pool_workers_restarted_total", "pool" => name.to_string()).absolute(totals.restarted);
         let histograms = [
             ("multiprocess_pool_wait_seconds", &mut self.waits, stats.waits),
             ("multiprocess_pool_run_seconds", &mut self.runs, stats.runs),
         ];
         for (figure, before, now) in histograms {
-            let histogram = histogram!(figure, "pool" => name.clone());
+            let histogram = histogram!(figure, "pool" => name.to_string());
             for ((limit, count), (_, known)) in now.fixed_buckets().zip(before.fixed_buckets()) {
                 let more = count.saturating_sub(known);
                 if more > 0 {

@@ -7,6 +7,11 @@
 
 #[cfg(feature = "metrics")]
 mod metrics;
+mod sources;
 
 #[cfg(feature = "metrics")]
 pub use metrics::MetricsReporter;
+#[cfg(feature = "dashboard")]
+pub(crate) use sources::{ManagerSource, QueueSource};
+#[allow(unused_imports)] // For the room above.
+pub(crate) use sources::{PoolSource, Sources};

@@ -25,12 +25,17 @@ pub(super) fn permit() {
 
 /// Starts a thread that gets no signals. It fails in the fork server.
 pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    start_with_stack(name, 128 << 10, run)
+}
+
+/// The same with so many bytes of stack.
+pub(crate) fn start_with_stack(name: &str, stack: usize, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     fork::check()?;
     if IS_FORBIDDEN.load(Relaxed) {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "this process has one thread"));
     }
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let started = spawn(Builder::new().name(name.into()).stack_size(128 << 10), run);
+    let started = spawn(Builder::new().name(name.into()).stack_size(stack), run);
     before.thread_set_mask()?;
     started.map(drop)
 }

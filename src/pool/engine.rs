@@ -16,7 +16,7 @@ use super::config::Config;
 use super::options::ChunkLimits;
 use super::scheduler::{Circumstances, Control, Effects, Scheduler, Spawn, Spawned, Step, TakenOrder};
 use super::side_channel::{SideOrders, SideResults, Unsent};
-use super::stats::PoolStats;
+use super::stats::{Deaths, PoolStats};
 use super::taker::{Handed, Orders, Source, Start, Taker};
 use crate::channel::lane::{Board, PoolEnd};
 use crate::channel::{Receiver, Sender};
@@ -381,7 +381,7 @@ impl Shared {
         self.event(Scheduler::rejected);
     }
 
-    pub(super) fn stats(&self) -> PoolStats {
+    pub(super) fn stats(&self) -> (PoolStats, Deaths) {
         self.scheduler().stats()
     }
 

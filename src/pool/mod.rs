@@ -77,6 +77,8 @@ pub use retry::{Retry, RetryIf};
 #[cfg(feature = "tower")]
 pub use service::{PoolResponse, PoolService};
 pub use state::{StateFunction, StatePool, StatePoolBuilder, WithState};
+#[cfg(feature = "dashboard")]
+pub(crate) use stats::Deaths;
 pub use stats::{Histogram, PoolStats, PoolTotals, WorkerDeath, WorkerStats};
 #[allow(unused_imports)]
 pub(crate) use taker::{EncodedResults, External, Limits, Order, Orders, Start, Taker};

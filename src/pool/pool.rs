@@ -12,7 +12,7 @@ use super::local;
 use super::options::ChunkLimits;
 #[cfg(feature = "tower")]
 use super::service::PoolService;
-use super::stats::PoolStats;
+use super::stats::{Deaths, PoolStats};
 use super::taker::External;
 use crate::error::{Error, Result};
 use crate::os::{fork, memory, reactor, timer};
@@ -115,11 +115,12 @@ fn tuples<A: Serialize + 'static>(tuples: impl Iterator<Item = A> + Send + 'stat
     Box::new(OfIterator(Packer::new(tuples)))
 }
 
-fn stats_of(handle: &PoolLifetime) -> PoolStats {
+/// The figures of a pool without its deaths, and these as they are shared.
+fn stats_of(handle: &PoolLifetime) -> (PoolStats, Deaths) {
     if fork::is_forked() {
-        return PoolStats::default();
+        return Default::default();
     }
-    let mut stats = handle.shared().stats();
+    let (mut stats, deaths) = handle.shared().stats();
     handle.shared().taker().into_iter().for_each(|taker| taker.add_stats(&mut stats));
     for worker in &mut stats.workers {
         (worker.resident, worker.peak) = match memory::resident_of(worker.pid) {
@@ -127,7 +128,7 @@ fn stats_of(handle: &PoolLifetime) -> PoolStats {
             now => now,
         };
     }
-    stats
+    (stats, deaths)
 }
 
 /// The stats of a pool that it does not keep alive.
@@ -136,8 +137,8 @@ pub(crate) struct StatsSource(Weak<PoolLifetime>);
 
 #[cfg(any(feature = "dashboard", feature = "metrics"))]
 impl StatsSource {
-    /// `None` after the drop of the pool.
-    pub(crate) fn stats(&self) -> Option<PoolStats> {
+    /// The stats without the deaths, and these; `None` after the drop of the pool. Reads a file of /proc per worker.
+    pub(crate) fn stats(&self) -> Option<(PoolStats, Deaths)> {
         self.0.upgrade().map(|handle| stats_of(&handle))
     }
 }
@@ -646,7 +647,8 @@ impl Pool {
     /// Takes the pool's lock for a moment and reads one small file of /proc per worker, for its memory. The figures are kept all the time, at a few
     /// additions per order.
     pub fn stats(&self) -> PoolStats {
-        stats_of(&self.handle)
+        let (stats, deaths) = stats_of(&self.handle);
+        PoolStats { deaths: Arc::unwrap_or_clone(deaths), ..stats }
     }
 
     /// Its stats as long as it is there, without keeping it alive.

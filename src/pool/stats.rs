@@ -2,6 +2,8 @@
 
 use crate::error::ErrorKind;
 use crate::process::entry::{IS_PANIC, IS_VALUE};
+use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A snapshot of a pool; made by [`Pool::stats`](crate::Pool::stats).
@@ -147,6 +149,7 @@ pub struct WorkerStats {
 /// assert!(pool.apply(|| std::process::abort() as (), ()).await.is_err());
 /// let death = &pool.stats().deaths[0];
 /// assert_eq!(death.name, "PoolWorker-1");
+/// assert!(death.status.is_some_and(|status| !status.success()));
 /// assert!(death.why.contains("SIGABRT"), "{}", death.why);
 /// # Ok(()) }) }
 /// ```
@@ -159,9 +162,14 @@ pub struct WorkerDeath {
     pub pid: u32,
     /// When the pool noticed its end.
     pub at: Instant,
+    /// How it exited, or the signal that killed it; `None` if that is not known.
+    pub status: Option<ExitStatus>,
     /// The reason: what it ran, its exit status or why it was killed, and what is known beyond that.
     pub why: String,
 }
+
+/// The last deaths of a pool, the latest last. They are copied only when a worker dies while somebody reads them.
+pub(crate) type Deaths = Arc<Vec<WorkerDeath>>;
 
 const BUCKETS: usize = 64;
 

@@ -31,7 +31,7 @@ mod tests;
 
 use super::call_items::UsualTime;
 use super::config::Config;
-use super::stats::{Histogram, PoolStats, PoolTotals, WorkerDeath, WorkerStats};
+use super::stats::{Deaths, Histogram, PoolStats, PoolTotals, WorkerStats};
 use crate::channel::lane::Board;
 use crate::error::{Error, Result};
 use crate::process::cpu_count;
@@ -45,7 +45,7 @@ use queue::Queue;
 use room::Room;
 use seats::{SeatSet, Seats};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -131,7 +131,7 @@ pub(super) struct Scheduler {
     late: u64,
     totals: PoolTotals,
     /// The last workers that died, at most [`DEATHS`].
-    deaths: VecDeque<WorkerDeath>,
+    deaths: Deaths,
     broken: Option<String>,
     generation: u64,
     waits: Histogram,
@@ -198,7 +198,7 @@ impl Scheduler {
             is_spawn_planned: None,
             late: 0,
             totals: PoolTotals::default(),
-            deaths: VecDeque::new(),
+            deaths: Deaths::default(),
             broken: None,
             generation: 0,
             waits: Histogram::default(),
@@ -294,11 +294,10 @@ impl Scheduler {
         }
     }
 
-    /// The figures of the pool.
-    pub(super) fn stats(&self) -> PoolStats {
+    /// The figures of the pool, without its deaths, and these as they are shared.
+    pub(super) fn stats(&self) -> (PoolStats, Deaths) {
         let (waits, runs, late, totals) = (self.waits.clone(), self.runs.clone(), self.late, self.totals);
-        let deaths = self.deaths.iter().cloned().collect();
-        let mut stats = PoolStats { waits, runs, late, totals, deaths, ..PoolStats::default() };
+        let mut stats = PoolStats { waits, runs, late, totals, ..PoolStats::default() };
         for (seat, worker) in self.seats.workers() {
             let front = worker.running.front();
             // Only the first order can have an item at work.
@@ -317,7 +316,7 @@ impl Scheduler {
         }
         stats.running = self.taken.running() + stats.workers.iter().filter(|worker| worker.is_busy).count();
         stats.queued = self.out.saturating_sub(stats.running);
-        stats
+        (stats, self.deaths.clone())
     }
 
     fn worker(&mut self, seat: usize, generation: u64) -> Option<&mut Worker> {

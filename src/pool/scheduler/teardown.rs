@@ -132,9 +132,10 @@ impl Scheduler {
             Some(kill_reason) => kill_reason.to_string(),
             None => worker.death(status, doing).to_string(),
         };
-        let (pid, at) = (worker.pid, effects.now());
-        self.deaths.push_back(WorkerDeath { name: worker_name(seat), pid, at, why });
-        self.deaths.drain(..self.deaths.len().saturating_sub(DEATHS));
+        let (name, pid, at) = (worker_name(seat), worker.pid, effects.now());
+        let deaths = Arc::make_mut(&mut self.deaths);
+        deaths.push(WorkerDeath { name, pid, at, status: status.as_ref().ok().copied(), why });
+        deaths.drain(..deaths.len().saturating_sub(DEATHS));
     }
 
     /// Item `item` of `chunk` has come to this end; it is tried again if it may be.
