@@ -11,6 +11,7 @@ pub(super) const STEP: u32 = 20;
 const FRESH: Duration = Duration::from_millis(400);
 const KEPT: usize = 8;
 /// Drawings that are kept or still being sent have so many bytes together at most, unless a single one has more.
+/// What is drawn into this room is dropped if it turns out to be larger.
 pub(super) const MOST_BYTES: usize = 32 << 20;
 
 /// Drawings of the last moments, at most one for each width.
@@ -19,8 +20,8 @@ pub(super) struct Drawings {
     kept: Vec<Drawing>,
     /// The bytes of all drawings that somebody has.
     held: Arc<AtomicUsize>,
-    /// The bytes of the largest one.
-    largest: usize,
+    /// The bytes of the last one: the next one has about as many.
+    last: usize,
 }
 
 struct Drawing {
@@ -53,23 +54,27 @@ impl Drawings {
     pub(super) fn get(&mut self, width: u32, draw: impl FnOnce(u32) -> String) -> Option<Bytes> {
         let width = width / STEP * STEP;
         self.kept.retain(|drawing| drawing.at.elapsed() < FRESH);
-        let has_room = self.has_room();
-        if let Some(nearest) = self.kept.iter().min_by_key(|drawing| drawing.width.abs_diff(width))
-            && (nearest.width == width || self.kept.len() >= KEPT || !has_room)
-        {
+        let nearest = self.kept.iter().min_by_key(|drawing| drawing.width.abs_diff(width));
+        let is_enough =
+            |drawing: &Drawing| drawing.width == width || self.kept.len() >= KEPT || !self.has_room(self.last);
+        if let Some(nearest) = nearest.filter(|drawing| is_enough(drawing)) {
             return Some(nearest.text.clone());
         }
-        has_room.then(|| self.keep(width, draw(width)))
+        let drawn = self.has_room(self.last).then(|| draw(width))?;
+        self.last = drawn.len();
+        match self.has_room(self.last) {
+            true => Some(self.keep(width, drawn)),
+            false => self.kept.last().map(|latest| latest.text.clone()),
+        }
     }
 
-    fn has_room(&self) -> bool {
+    fn has_room(&self, bytes: usize) -> bool {
         let held = self.held.load(Relaxed);
-        held == 0 || held + self.largest <= MOST_BYTES
+        held == 0 || held + bytes <= MOST_BYTES
     }
 
     fn keep(&mut self, width: u32, text: String) -> Bytes {
         self.held.fetch_add(text.len(), Relaxed);
-        self.largest = self.largest.max(text.len());
         let text = Bytes::from_owner(Counted { text: text.into(), held: self.held.clone() });
         self.kept.push(Drawing { width, at: Instant::now(), text: text.clone() });
         text
@@ -143,5 +148,13 @@ mod tests {
         let mut drawings = Drawings::default();
         assert!(drawings.get(400, |_| "x".repeat(MOST_BYTES + 1)).is_some());
         assert!(drawings.get(800, large).is_some_and(|text| text.len() > MOST_BYTES), "that one again");
+        // One that has grown beyond the room since the last one.
+        let mut drawings = Drawings::default();
+        let small = drawings.get(400, |_| "x".to_string());
+        age(&mut drawings);
+        assert!(drawings.get(400, |_| "x".repeat(MOST_BYTES)).is_none());
+        assert_eq!(drawings.held.load(Relaxed), 1);
+        drop(small);
+        assert!(drawings.get(400, |_| "x".repeat(MOST_BYTES)).is_some());
     }
 }

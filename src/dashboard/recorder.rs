@@ -1,8 +1,9 @@
 //! The thread that samples pools and queues and draws what it has.
 //!
 //! It alone has the histories, so nothing is locked while it draws. Samples are taken here and not on a thread of the runtime, because each
-//! reads a file of /proc per worker, which takes some 20 µs and may wait for a busy kernel. Requests arrive through a channel, and
-//! a sample that is due is taken before the next one.
+//! reads a file of /proc per worker, which takes some tens of microseconds and may wait for a busy kernel. One thread for the whole life of a
+//! dashboard is cheaper than one for each of four samples a second. Requests arrive through a channel, and a sample that is due is taken
+//! before the next one.
 
 use super::drawings::Drawings;
 use super::history::{PoolHistory, QueueHistory};
@@ -15,7 +16,7 @@ use hyper::body::Bytes;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -98,19 +99,19 @@ impl Recorder {
         Self { started, pool_sources, pools, queue_sources, queues, managers, locks, drawings }
     }
 
-    /// Starts the thread.
+    /// Starts the thread, which ends with the first of both: the orders, and `owner`. Tasks of a runtime that rests keep their orders.
     ///
     /// # Errors
     /// No thread can be had.
-    pub(super) fn start(self) -> io::Result<Orders> {
-        let (orders, receiver) = sync_channel(WAITING);
-        background::start_with_stack("mp-dashboard", STACK, move || self.run(&receiver))?;
+    pub(super) fn start(self, owner: &Arc<()>) -> io::Result<Orders> {
+        let ((orders, receiver), owner) = (sync_channel(WAITING), Arc::downgrade(owner));
+        background::start_with_stack("mp-dashboard", STACK, move || self.run(&receiver, &owner))?;
         Ok(Orders(orders))
     }
 
-    fn run(mut self, orders: &Receiver<Order>) {
+    fn run(mut self, orders: &Receiver<Order>, owner: &Weak<()>) {
         let mut due = Instant::now();
-        loop {
+        while owner.strong_count() > 0 {
             if Instant::now() >= due {
                 let took = self.sample();
                 due = Instant::now() + (took * SHARE).clamp(SAMPLE, RAREST_SAMPLE);
@@ -176,7 +177,8 @@ mod tests {
             })],
             managers.clone(),
         );
-        let orders = recorder.start().unwrap();
+        let owner = Arc::new(());
+        let orders = recorder.start(&owner).unwrap();
         assert_ne!(samples.recv_timeout(Duration::from_secs(60)).unwrap(), here);
         let content = orders.content(400).await.unwrap();
         assert!(String::from_utf8_lossy(&content).contains("items: 3 now"));
@@ -185,6 +187,20 @@ mod tests {
         // The thread ends, and what it sampled is let go of.
         while samples.recv_timeout(Duration::from_secs(60)).is_ok() {}
         assert_eq!(samples.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_owner_also_while_a_task_that_rests_has_orders() {
+        let (alive, ended) = mpsc::channel::<()>();
+        let source = queue(move || {
+            let _ = &alive;
+            0
+        });
+        let owner = Arc::new(());
+        let orders = Recorder::new(Vec::new(), vec![source], Managers::default()).start(&owner).unwrap();
+        drop(owner);
+        assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
+        drop(orders);
     }
 
     #[tokio::test]

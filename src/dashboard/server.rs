@@ -165,11 +165,12 @@ impl Dashboard {
         let Sources { pools, queues, managers } = self.sources;
         let shown = managers.iter().map(|manager| ManagerState { name: manager.name.clone(), objects: None });
         let shown: Managers = Arc::new(Mutex::new(shown.collect()));
-        let orders = Recorder::new(pools, queues, shown.clone()).start().map_err(failed)?;
+        let owner = Arc::new(());
+        let orders = Recorder::new(pools, queues, shown.clone()).start(&owner).map_err(failed)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(ask(shown, managers));
         tasks.spawn(accept(listener, Shared::new(orders, hosts), CONNECTION));
-        Ok(DashboardHandle { address, tasks })
+        Ok(DashboardHandle { address, tasks, _owner: owner })
     }
 }
 
@@ -187,6 +188,8 @@ pub struct DashboardHandle {
     address: SocketAddr,
     /// Ended by their drop.
     tasks: JoinSet<()>,
+    /// The thread ends with it.
+    _owner: Arc<()>,
 }
 
 impl DashboardHandle {
@@ -260,8 +263,11 @@ impl Shared {
 
     /// Closes the oldest connection, unless it is the only one: its reader may be so slow that others get nothing.
     fn close_oldest(&self) {
-        let connections = lock(&self.connections).len();
-        self.keep_newest(connections.saturating_sub(1).max(1));
+        let mut connections = lock(&self.connections);
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() > 1 {
+            connections.pop_front().into_iter().for_each(|oldest| oldest.abort());
+        }
     }
 }
 
@@ -391,15 +397,15 @@ mod tests {
     const PAGE: usize = 4 << 20;
 
     /// A page of more bytes than the kernel has room for, served to connections that are open for so long.
-    async fn serve_large(limit: Duration) -> (SocketAddr, JoinSet<()>, Arc<AtomicUsize>) {
+    async fn serve_large(limit: Duration) -> (DashboardHandle, Arc<AtomicUsize>) {
         let queue = QueueSource { name: "q".repeat(PAGE), capacity: None, len: Box::new(|| 0) };
         let recorder = Recorder::new(Vec::new(), vec![queue], Managers::default());
         let held = recorder.drawings.held();
         let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
-        let address = listener.local_addr().unwrap();
+        let (address, owner) = (listener.local_addr().unwrap(), Arc::new(()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, Shared::new(recorder.start().unwrap(), Vec::new()), limit));
-        (address, tasks, held)
+        tasks.spawn(accept(listener, Shared::new(recorder.start(&owner).unwrap(), Vec::new()), limit));
+        (DashboardHandle { address, tasks, _owner: owner }, held)
     }
 
     /// A client with little room for what it does not read.
@@ -423,7 +429,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_reads_nothing_is_dropped_and_holds_nothing_then() {
-        let (address, _tasks, held) = serve_large(Duration::from_secs(3)).await;
+        let (dashboard, held) = serve_large(Duration::from_secs(3)).await;
+        let address = dashboard.address();
         let first = ask_for(address, 400).await;
         timer::within(LIMIT, first.readable()).await.unwrap().unwrap();
         assert!(held.load(Relaxed) > PAGE);
@@ -435,7 +442,8 @@ mod tests {
 
     #[tokio::test]
     async fn many_slow_clients_hold_few_pictures_and_others_are_answered() {
-        let (address, _tasks, held) = serve_large(LIMIT * 2).await;
+        let (dashboard, held) = serve_large(LIMIT * 2).await;
+        let address = dashboard.address();
         let mut slow = Vec::new();
         for n in 0..CONNECTIONS as u32 {
             slow.push(ask_for(address, 300 + 20 * n).await);

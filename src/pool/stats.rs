@@ -168,7 +168,7 @@ pub struct WorkerDeath {
     pub why: String,
 }
 
-/// The last deaths of a pool, the latest last. They are copied only when a worker dies while somebody reads them.
+/// The last deaths of a pool, the latest last. They are shared: the pool copies them when a worker dies while somebody has them.
 pub(crate) type Deaths = Arc<Vec<WorkerDeath>>;
 
 const BUCKETS: usize = 64;

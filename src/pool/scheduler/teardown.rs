@@ -133,8 +133,12 @@ impl Scheduler {
             None => worker.death(status, doing).to_string(),
         };
         let (name, pid, at) = (worker_name(seat), worker.pid, effects.now());
+        self.remember(WorkerDeath { name, pid, at, status: status.as_ref().ok().copied(), why });
+    }
+
+    fn remember(&mut self, death: WorkerDeath) {
         let deaths = Arc::make_mut(&mut self.deaths);
-        deaths.push(WorkerDeath { name, pid, at, status: status.as_ref().ok().copied(), why });
+        deaths.push(death);
         deaths.drain(..deaths.len().saturating_sub(DEATHS));
     }
 
@@ -317,5 +321,20 @@ mod tests {
         state.is_terminated = true;
         state.fail_or_retry(&group, &chunk, 0, Error::new(ErrorKind::Timeout, "late"), &mut effects);
         assert_eq!((effects.settled, state.queue.len(), state.timers.len()), (1, 0, 0));
+    }
+
+    #[test]
+    fn the_last_deaths_are_shared_with_readers_and_not_copied_for_each() {
+        let mut state = Scheduler::of_test();
+        let death =
+            |pid| WorkerDeath { name: worker_name(0), pid, at: Instant::now(), status: None, why: "why".into() };
+        (0..100).for_each(|pid| state.remember(death(pid)));
+        let pids = |deaths: &[WorkerDeath]| deaths.iter().map(|death| death.pid).collect::<Vec<_>>();
+        let (first, second) = (state.stats().1, state.stats().1);
+        assert!(Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&first, &state.deaths));
+        assert_eq!(pids(&first), (68..100).collect::<Vec<_>>());
+        state.remember(death(100));
+        assert_eq!(pids(&first), (68..100).collect::<Vec<_>>(), "as it was read");
+        assert_eq!(pids(&state.stats().1), (69..=100).collect::<Vec<_>>());
     }
 }
