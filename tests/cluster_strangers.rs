@@ -410,9 +410,10 @@ async fn the_walk_through_of_tls_in_the_guide_leads_to_a_pool() {
     is_taken(address).await;
 }
 
-/// Stands between a pool and the server. It may keep back what the server says, and cut the connections.
+/// Stands between a pool and the server. It may keep back what the server says, take nothing of the pool, and cut the connections.
 struct Proxy {
     port: u16,
+    takes_nothing: Arc<AtomicBool>,
     keeps_back: Arc<AtomicBool>,
     cut: Arc<Notify>,
 }
@@ -421,11 +422,12 @@ impl Proxy {
     async fn before(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (port, to) = (listener.local_addr().unwrap().port(), server.port);
-        let (keeps_back, cut) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
-        let proxy = Self { port, keeps_back: keeps_back.clone(), cut: cut.clone() };
+        let (takes_nothing, keeps_back, cut) = (Arc::default(), Arc::<AtomicBool>::default(), Arc::<Notify>::default());
+        let proxy = Self { port, takes_nothing, keeps_back: keeps_back.clone(), cut: cut.clone() };
+        let takes_nothing = proxy.takes_nothing.clone();
         tokio::spawn(async move {
             while let Ok((here, _)) = listener.accept().await {
-                let (keeps_back, cut) = (keeps_back.clone(), cut.clone());
+                let (takes_nothing, keeps_back, cut) = (takes_nothing.clone(), keeps_back.clone(), cut.clone());
                 tokio::spawn(async move {
                     let Ok(there) = TcpStream::connect(("127.0.0.1", to)).await else { return };
                     let ((mut from, mut back), (mut said, mut on)) = (here.into_split(), there.into_split());
@@ -437,8 +439,19 @@ impl Proxy {
                             }
                         }
                     };
+                    let up = async {
+                        let mut bytes = vec![0; 64 << 10];
+                        while let Ok(len @ 1..) = from.read(&mut bytes).await {
+                            while takes_nothing.load(SeqCst) {
+                                tokio::time::sleep(5 * MS).await;
+                            }
+                            if on.write_all(&bytes[..len]).await.is_err() {
+                                break;
+                            }
+                        }
+                    };
                     tokio::select! {
-                        _ = tokio::io::copy(&mut from, &mut on) => {}
+                        () = up => {}
                         () = down => {}
                         () = cut.notified() => {}
                     }
@@ -448,11 +461,14 @@ impl Proxy {
         proxy
     }
 
+    fn address(&self) -> Address {
+        Address::new(format!("nats://127.0.0.1:{}/pool", self.port)).lease(cluster::LEASE)
+    }
+
     /// A pool through it that is connected and has one message in the stream.
     async fn pool(&self, server: &Server) -> (Pool, mp::AsyncResult<u64>) {
         cluster::log();
-        let address = Address::new(format!("nats://127.0.0.1:{}/pool", self.port)).lease(cluster::LEASE);
-        let pool = Pool::builder().cluster(address).build().unwrap();
+        let pool = Pool::builder().cluster(self.address()).build().unwrap();
         let waits = pool.apply_async(square, (1,));
         until("it is in the stream", async || server.messages().await == 1).await;
         (pool, waits)
@@ -485,6 +501,42 @@ async fn a_call_that_is_cancelled_while_its_acknowledgement_is_lost_leaves_nothi
     until("it is removed", async || server.messages().await == 1).await;
     waits.cancel();
     server.is_empty().await;
+}
+
+fn len(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+
+/// More than the client and the sockets take is to be sent: each further message would wait for two seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_by_a_connection_that_takes_nothing_fail_together_and_later_ones_do_not() {
+    let server = server!();
+    let proxy = Proxy::before(&server).await;
+    let address = proxy.address().offline_timeout(Duration::from_secs(2));
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let client = server.client().await;
+    let mut beats = server.subscribe(&client, "mp.pool.beat").await;
+    // Of one host that was there, with many slots: as many messages may be out.
+    let host = Host::start(&server, 1);
+    until("a host is known", async || pool.workers() == 1).await;
+    let mut beat = next(&mut beats).await.payload.to_vec();
+    host.drain().await;
+    let mut at = 2 + 8 + 8 + 4;
+    for _ in ["its hostname", "its name"] {
+        at += 8 + u64::from_le_bytes(beat[at..at + 8].try_into().unwrap()) as usize;
+    }
+    beat[at..at + 4].copy_from_slice(&10_000_u32.to_le_bytes());
+    client.publish("mp.pool.beat", beat.into()).await.unwrap();
+    until("its slots are known", async || pool.workers() == 10_000).await;
+    proxy.takes_nothing.store(true, SeqCst);
+    let calls: Vec<_> = (0..4000).map(|_| pool.apply_async(len, (vec![0; 8 << 10],))).collect();
+    let all = tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(calls));
+    for outcome in all.await.expect("an end of each call in time") {
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    proxy.takes_nothing.store(false, SeqCst);
+    let _host = Host::start(&server, 1);
+    until("it works again", async || pool.apply(square, (5,)).await.is_ok_and(|n| n == 25)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -352,8 +352,8 @@ struct Session {
     fetched: Option<Instant>,
     next_number: u64,
     is_full: bool,
-    /// The connection takes nothing now: what it has to send has not left.
-    is_jammed: bool,
+    /// The connection has taken nothing for a while: what it had to send before has not left. Until the next look nothing is tried.
+    jammed: AtomicBool,
     /// How long this task has waited for the connection to take something since it looked last, in nanoseconds.
     waited: AtomicU64,
     events: UnboundedSender<SessionEvent>,
@@ -399,7 +399,7 @@ impl Session {
             fetched: None,
             next_number: 0,
             is_full: false,
-            is_jammed: false,
+            jammed: AtomicBool::new(false),
             waited: AtomicU64::new(0),
             events,
             event,
@@ -458,13 +458,21 @@ impl Session {
         }
     }
 
+    fn is_jammed(&self) -> bool {
+        self.jammed.load(Relaxed)
+    }
+
     /// Hands something to the connection; `None` if it has not taken it in time.
     async fn unless_jammed<T>(&self, sending: impl Future<Output = T>) -> Option<T> {
+        if self.is_jammed() {
+            return None;
+        }
         let began = Instant::now();
         let sent = timeout(UNACKNOWLEDGED, sending).await;
         // What is longer is a stop of this process.
         let waited = began.elapsed().min(UNACKNOWLEDGED);
         self.waited.fetch_add(waited.as_nanos() as u64, Relaxed);
+        self.jammed.store(sent.is_err(), Relaxed);
         sent.ok()
     }
 
@@ -572,7 +580,8 @@ impl Session {
     /// When to look after things next.
     fn next_look(&self) -> Option<Instant> {
         let now = Instant::now();
-        let is_busy = !self.messages.is_empty() || !self.hand.is_empty() || !self.unwanted.is_empty() || self.is_jammed;
+        let is_busy =
+            !self.messages.is_empty() || !self.hand.is_empty() || !self.unwanted.is_empty() || self.is_jammed();
         let tick = is_busy.then_some(self.tick);
         // A message that a host has does not expire.
         let waiting = self.messages.values().filter(|message| message.holder.is_none());
@@ -596,7 +605,8 @@ impl Session {
             self.forgive_silence();
             self.listens = now;
         }
-        (self.tick, self.is_jammed) = (now + TICK, false);
+        self.tick = now + TICK;
+        self.jammed.store(false, Relaxed);
         self.reconnected();
         let is_silent = |since| now.saturating_duration_since(since) >= UNACKNOWLEDGED;
         let is_cut_off = !self.is_connected() || self.silent_since.is_some_and(is_silent);
@@ -875,7 +885,7 @@ impl Session {
     }
 
     fn may_send(&self) -> bool {
-        self.is_ready && !self.is_full && !self.is_jammed && self.is_connected()
+        self.is_ready && !self.is_full && !self.is_jammed() && self.is_connected()
     }
 
     async fn take_orders(&mut self) {
@@ -893,7 +903,7 @@ impl Session {
         }
         let slots = lock(&self.work.submitter.view).roster.slots();
         let (most, most_quick) = (FEW_OUT.max(4 * slots), 2 * slots.max(1) + 2);
-        while self.messages.len() < most && !self.is_jammed {
+        while self.messages.len() < most && !self.is_jammed() {
             let Some(order) = self.work.orders.take() else { break };
             if let Some(error) = refusal(&order) {
                 order.fail_rest(&error);
@@ -1010,7 +1020,6 @@ impl Session {
         let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
         // Without a connection it stays as it is, to be published later.
         let published = self.unless_jammed(publish).await;
-        self.is_jammed = published.is_none();
         if let Some(Err(error)) = published
             && error.kind() == PublishErrorKind::MaxPayloadExceeded
         {
@@ -1043,7 +1052,7 @@ impl Session {
         for number in due {
             self.publish(number).await;
             // Answers that have come are read before the rest.
-            if self.is_jammed {
+            if self.is_jammed() {
                 break;
             }
         }
