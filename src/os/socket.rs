@@ -272,10 +272,14 @@ pub(crate) fn is_readable_within_open_to_signals(
     let blocked = stops.map_or_else(nix::sys::signal::SigSet::empty, |(_, blocked)| blocked);
     let watched = [Some(socket), stops.map(|(watch, _)| watch)];
     let mut fds: Vec<_> = watched.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    // A look at the clock costs a child three pages, so there is none without a signal.
+    let mut deadline = None;
     loop {
-        match ppoll(&mut fds, Some(limit.into()), Some(blocked)) {
-            // The time begins anew: a look at the clock would cost each spare child three pages.
-            Err(nix::errno::Errno::EINTR) => {}
+        let left = deadline.map_or(limit, |deadline: Instant| deadline.saturating_duration_since(Instant::now()));
+        match ppoll(&mut fds, Some(left.into()), Some(blocked)) {
+            Err(nix::errno::Errno::EINTR) => {
+                deadline.get_or_insert_with(|| Instant::now() + limit);
+            }
             found => return found.is_ok() && fds[0].any() == Some(true),
         }
     }

@@ -74,7 +74,7 @@ fn is_flat(value: &[u8]) -> bool {
 /// Larger values are reckoned with where there must be stack enough: without optimisation, each level of code that reads one
 /// keeps some copies of it there.
 const LARGE: usize = 1 << 10;
-const COPIES: usize = if cfg!(debug_assertions) { 24 } else { 8 };
+const COPIES: usize = if cfg!(debug_assertions) { 64 } else { 12 };
 const MOST_STACK_OF_VALUES: usize = 1 << 30;
 
 /// Stack that the copies of a value may take.
@@ -348,6 +348,11 @@ impl<'de> Reader<'de> {
         }
     }
 
+    /// How many bytes are left, in a row or not.
+    fn left(&self) -> usize {
+        self.row.as_ref().map_or(self.rest.len(), |row| row.numbers.len())
+    }
+
     /// A tag, or what belongs to one.
     fn head<const N: usize>(&mut self) -> Result<[u8; N]> {
         cut_array(self.tags())
@@ -510,24 +515,46 @@ impl<'de> Reader<'de> {
         stack::with_room(room, || self.inner(inner, visitor)).unwrap_or_else(|error| Err(no_stack(error)))
     }
 
+    /// Each way has a function of its own, for one that has all would need the stack of all.
     #[inline(never)]
     fn inner<V: Visitor<'de>>(&mut self, inner: Inner<'de>, visitor: V) -> Result<V::Value> {
         match inner {
-            Inner::Some => visitor.visit_some(self),
-            Inner::Elements(left) => self.visit_elements(left, visitor),
-            Inner::Entries(left) => {
-                let mut entries = Elements { reader: self, left };
-                let value = visitor.visit_map(&mut entries)?;
-                all_taken(entries.left == 0, value)
-            }
-            Inner::Fields { names, left } => {
-                let mut fields = Fields { reader: self, names, left };
-                let value = visitor.visit_map(&mut fields)?;
-                all_taken(fields.left == 0, value)
-            }
+            Inner::Some => self.visit_some(visitor),
+            Inner::Elements(left) => self.visit_inner_elements(left, visitor),
+            Inner::Entries(left) => self.visit_entries(left, visitor),
+            Inner::Fields { names, left } => self.visit_fields(names, left, visitor),
             Inner::Rows { template, rest, layout } => self.each_row(template, rest, layout, visitor),
-            Inner::Variant(variant) => self.visit_variant(variant, visitor),
+            Inner::Variant(variant) => self.visit_inner_variant(variant, visitor),
         }
+    }
+
+    #[inline(never)]
+    fn visit_some<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        visitor.visit_some(self)
+    }
+
+    #[inline(never)]
+    fn visit_inner_elements<V: Visitor<'de>>(&mut self, left: usize, visitor: V) -> Result<V::Value> {
+        self.visit_elements(left, visitor)
+    }
+
+    #[inline(never)]
+    fn visit_entries<V: Visitor<'de>>(&mut self, left: usize, visitor: V) -> Result<V::Value> {
+        let mut entries = Elements { reader: self, left };
+        let value = visitor.visit_map(&mut entries)?;
+        all_taken(entries.left == 0, value)
+    }
+
+    #[inline(never)]
+    fn visit_fields<V: Visitor<'de>>(&mut self, names: &'de [u8], left: usize, visitor: V) -> Result<V::Value> {
+        let mut fields = Fields { reader: self, names, left };
+        let value = visitor.visit_map(&mut fields)?;
+        all_taken(fields.left == 0, value)
+    }
+
+    #[inline(never)]
+    fn visit_inner_variant<V: Visitor<'de>>(&mut self, variant: Variants<'de>, visitor: V) -> Result<V::Value> {
+        self.visit_variant(variant, visitor)
     }
 
     #[inline(always)]
@@ -539,7 +566,10 @@ impl<'de> Reader<'de> {
 
     #[inline(always)]
     fn visit_variant<V: Visitor<'de>>(&mut self, variant: Variants<'de>, visitor: V) -> Result<V::Value> {
-        let mut left = 1;
+        let mut left = match variant {
+            Variants::Unit(_) | Variants::Named(_) => 0,
+            Variants::Entry(left) | Variants::Field { left, .. } => left,
+        };
         let value = visitor.visit_enum(Variant { reader: self, variant, left: &mut left })?;
         all_taken(left == 0, value)
     }
@@ -649,6 +679,7 @@ impl<'de> Reader<'de> {
         all_taken(left.is_empty(), Inner::Rows { template, rest, layout })
     }
 
+    #[inline(never)]
     fn each_row<V: Visitor<'de>>(
         &mut self,
         template: &'de [u8],
@@ -656,12 +687,10 @@ impl<'de> Reader<'de> {
         layout: Layout,
         visitor: V,
     ) -> Result<V::Value> {
-        let (outer, bare) = (std::mem::take(&mut self.rest), self.bare);
-        let mut rows = Rows { reader: self, template, rest, layout, is_first: true, exact: None };
-        let value = visitor.visit_seq(&mut rows);
-        let is_all = rows.rest.is_empty();
-        (self.rest, self.row, self.bare, self.asked) = (outer, None, bare, None);
-        all_taken(is_all, value?)
+        let outer = (std::mem::take(&mut self.rest), self.bare);
+        let mut rows = Rows { reader: self, outer, template, rest, layout, is_first: true, exact: None };
+        let value = visitor.visit_seq(&mut rows)?;
+        all_taken(rows.rest.is_empty(), value)
     }
 
     /// Notes a part that is asked for just as it is written in the first row.
@@ -692,6 +721,17 @@ impl<'de> Reader<'de> {
         self.note(wanted);
         self.skip_some();
         self.any(visitor)
+    }
+
+    /// A number of 128 bits in a row, if its kind is the wanted one.
+    #[cold]
+    fn wide_number_of_row(&mut self, wanted: u8) -> Result<Option<u128>> {
+        if self.row.as_ref().is_none_or(|row| row.template.first() != Some(&wanted)) {
+            return Ok(None);
+        }
+        self.note(wanted);
+        self.head::<1>()?;
+        Ok(Some(u128::from_le_bytes(self.number()?)))
     }
 
     /// A tuple in a row, or written as another sequence.
@@ -840,8 +880,21 @@ impl<'de> Reader<'de> {
         Inner::Fields { names, left }
     }
 
+    /// A struct in a row that is read as a variant.
+    #[cold]
+    fn scan_variant_of_row(&mut self) -> Result<Variants<'de>> {
+        self.head::<1>()?;
+        let shape = self.shape_of_any()?;
+        let (names, left) = self.names(shape);
+        Ok(Variants::Field { names, left })
+    }
+
     /// A variant, if one comes next in any form.
     fn scan_variant(&mut self) -> Result<Option<Variants<'de>>> {
+        if let Some(row) = &self.row {
+            let is_struct = row.template.first() == Some(&tag::STRUCT);
+            return if is_struct { self.scan_variant_of_row().map(Some) } else { Ok(None) };
+        }
         self.skip_some();
         let Some((&tag, rest)) = self.rest.split_first() else { return Ok(None) };
         let outer = std::mem::replace(&mut self.rest, rest);
@@ -876,6 +929,11 @@ macro_rules! leaves {
             {
                 self.rest = rest;
                 return visitor.$visit(<$number>::from_le_bytes(*number));
+            }
+            if size_of::<$number>() == 16
+                && let Some(number) = self.wide_number_of_row(tag::$kind)?
+            {
+                return visitor.$visit(number as $number);
             }
             self.unusual(tag::$kind, visitor)
         }
@@ -970,8 +1028,11 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             self.depth += 1;
             return value;
         }
+        if self.is_next(tag::NONE) {
+            return visitor.visit_none();
+        }
         match self.peek()? {
-            tag::NONE | tag::UNIT => self.any(visitor),
+            tag::UNIT => self.any(visitor),
             _ => {
                 self.count_bare()?;
                 visitor.visit_some(self)
@@ -1062,7 +1123,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     ) -> Result<V::Value> {
         match self.scan_variant()? {
             Some(variant @ Variants::Unit(_)) => self.visit_variant(variant, visitor),
-            Some(variant) if self.has_level_for::<V::Value>() => {
+            Some(variant) if self.row.is_none() && self.has_level_for::<V::Value>() => {
                 self.depth -= 1;
                 let value = self.visit_variant(variant, visitor);
                 self.depth += 1;
@@ -1105,7 +1166,7 @@ impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        Some(self.left.min(self.reader.rest.len()))
+        Some(self.left.min(self.reader.left()))
     }
 }
 
@@ -1123,19 +1184,29 @@ impl<'de> MapAccess<'de> for Elements<'_, 'de> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        Some(self.left.min(self.reader.rest.len() / 2))
+        Some(self.left.min(self.reader.left() / 2))
     }
 }
 
 /// Rows, each with the same template.
 struct Rows<'b, 'de> {
     reader: &'b mut Reader<'de>,
+    /// What the reader has left behind the rows, and of its counts.
+    outer: (&'de [u8], (usize, u32)),
     template: &'de [u8],
     rest: &'de [u8],
     layout: Layout,
     is_first: bool,
     /// The requests of the type of the elements, if they are exactly the written parts: the first element shows it.
     exact: Option<Box<Asked>>,
+}
+
+/// Also where a visitor panics, and its caller goes on.
+impl Drop for Rows<'_, '_> {
+    fn drop(&mut self) {
+        (self.reader.rest, self.reader.bare) = self.outer;
+        (self.reader.row, self.reader.asked) = (None, None);
+    }
 }
 
 impl<'de> Rows<'_, 'de> {
@@ -1205,7 +1276,7 @@ impl<'de> MapAccess<'de> for Fields<'_, 'de> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        Some(self.left.min(self.reader.rest.len()))
+        Some(self.left.min(self.reader.left()))
     }
 }
 
@@ -1234,9 +1305,6 @@ impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
                 cut_name(names)?
             }
         };
-        if let Variants::Unit(_) | Variants::Named(_) = self.variant {
-            *self.left = 0;
-        }
         Ok((seed.deserialize(BorrowedStrDeserializer::new(name))?, self))
     }
 }

@@ -275,6 +275,13 @@ struct Element<'de> {
     bytes: &'de [u8],
 }
 
+impl Element<'_> {
+    /// The bytes of one number.
+    fn number<const N: usize>(&self) -> Result<[u8; N]> {
+        self.bytes.try_into().or_else(|_| fail("a number of another size"))
+    }
+}
+
 macro_rules! numbers {
     ($($number:ident $kind:ident $deserialize:ident $visit:ident),*) => {
         impl<'de> Deserializer<'de> for Element<'de> {
@@ -288,10 +295,8 @@ macro_rules! numbers {
                     let value = visitor.visit_seq(&mut numbers)?;
                     return all_taken(numbers.rest.is_empty(), value);
                 }
-                match (self.kind, self.bytes) {
-                    $((tag::$kind, bytes) if let Ok(number) = bytes.try_into() => {
-                        visitor.$visit(<$number>::from_le_bytes(number))
-                    })*
+                match self.kind {
+                    $(tag::$kind => visitor.$visit(<$number>::from_ne_bytes(self.number()?)),)*
                     _ => fail("a run of what is no number"),
                 }
             }
@@ -300,7 +305,7 @@ macro_rules! numbers {
             fn $deserialize<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
                 match self.bytes.try_into() {
                     Ok(number) if self.kind == tag::$kind && !self.is_array => {
-                        visitor.$visit(<$number>::from_le_bytes(number))
+                        visitor.$visit(<$number>::from_ne_bytes(number))
                     }
                     _ => self.deserialize_any(visitor),
                 }

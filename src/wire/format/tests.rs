@@ -994,6 +994,136 @@ mod runs {
         assert!(!once.0, "serde's own buffer may be read again");
     }
 
+    /// Three numbers whose visitor trusts the length that it is told, as that of arrays of other crates does, and takes what it asked
+    /// for alone.
+    #[derive(Debug, PartialEq, Clone)]
+    struct Strict([u128; 3]);
+
+    #[derive(Debug, PartialEq, Clone, Copy)]
+    struct Wide(u128);
+
+    impl<'de> Deserialize<'de> for Wide {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            struct Wides;
+            impl serde::de::Visitor<'_> for Wides {
+                type Value = Wide;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("a number of 128 bits")
+                }
+                fn visit_u128<E>(self, number: u128) -> std::result::Result<Wide, E> {
+                    Ok(Wide(number))
+                }
+            }
+            deserializer.deserialize_u128(Wides)
+        }
+    }
+
+    impl Serialize for Strict {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            self.0.serialize(serializer)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Strict {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            struct Three;
+            impl<'de> serde::de::Visitor<'de> for Three {
+                type Value = Strict;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("three numbers")
+                }
+                fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Strict, A::Error> {
+                    if let Some(len) = seq.size_hint().filter(|len| *len != 3) {
+                        return Err(serde::de::Error::invalid_length(len, &self));
+                    }
+                    let mut next = || seq.next_element::<Wide>().map(|number| number.unwrap().0);
+                    Ok(Strict([next()?, next()?, next()?]))
+                }
+            }
+            deserializer.deserialize_tuple(3, Three)
+        }
+    }
+
+    #[test]
+    fn first_row_tells_its_length_and_the_width_of_its_numbers() {
+        for len in [7, 8, 20] {
+            let list: Vec<_> = (0..len).map(|n| Strict([n, u128::MAX - n, 0])).collect();
+            assert_eq!(back(&list), list);
+        }
+    }
+
+    #[test]
+    fn structs_of_one_field_are_read_as_variants_also_in_rows() {
+        #[derive(Serialize, Clone)]
+        struct One {
+            a: u32,
+        }
+        #[derive(Deserialize, PartialEq, Debug)]
+        #[allow(non_camel_case_types)]
+        enum Variant {
+            a(u32),
+        }
+        for len in [1, 7, 8, 20] {
+            let list: Vec<_> = (0..len).map(|a| One { a }).collect();
+            let variants: Vec<Variant> = from_slice(&bytes_of(&list)).unwrap();
+            assert_eq!(variants, (0..len).map(Variant::a).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn visitor_that_panics_in_a_row_and_is_caught_takes_nothing_of_what_follows() {
+        struct Bomb;
+        impl<'de> Deserialize<'de> for Bomb {
+            fn deserialize<D: serde::Deserializer<'de>>(_: D) -> std::result::Result<Self, D::Error> {
+                std::panic::resume_unwind(Box::new("it was to panic"))
+            }
+        }
+        struct Caught;
+        impl<'de> Deserialize<'de> for Caught {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+                let read = std::panic::AssertUnwindSafe(|| Vec::<(u32, Bomb, u32)>::deserialize(deserializer).is_ok());
+                assert!(std::panic::catch_unwind(read).is_err());
+                Ok(Self)
+            }
+        }
+        let (Caught, after): (Caught, u32) = from_slice(&bytes_of(&(vec![(1_u32, 2_u32, 3_u32); 8], 77_u32))).unwrap();
+        assert_eq!(after, 77);
+    }
+
+    fn zeros() -> [u64; 8192] {
+        [0; 8192]
+    }
+
+    #[test]
+    fn nested_values_of_64_kib_are_read_on_a_stack_of_2_mib() {
+        #[derive(Serialize, Deserialize)]
+        #[allow(clippy::large_enum_variant)]
+        enum Large {
+            End,
+            Node {
+                #[serde(skip, default = "zeros")]
+                pad: [u64; 8192],
+                probe: u32,
+                next: Box<Large>,
+            },
+        }
+        for nodes in [2, 9, 60] {
+            let test = move || {
+                let mut value = Box::new(Large::End);
+                for probe in 0..nodes {
+                    value = Box::new(Large::Node { pad: zeros(), probe, next: value });
+                }
+                let mut left: Box<Large> = from_slice(&bytes_of(&value)).unwrap();
+                for wanted in (0..nodes).rev() {
+                    let Large::Node { probe, next, pad } = *left else { panic!("it ends early") };
+                    assert_eq!((probe, pad[0]), (wanted, 0));
+                    left = next;
+                }
+            };
+            std::thread::Builder::new().stack_size(2 << 20).spawn(test).unwrap().join().unwrap();
+        }
+    }
+
     #[derive(Serialize, Deserialize, PartialEq, Debug, Clone)]
     #[serde(rename = "$dollars")]
     struct Dollars(u8);
