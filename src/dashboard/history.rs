@@ -288,7 +288,7 @@ mod tests {
             pid: n,
             age: Duration::from_secs(1000),
             tasks: u64::from(round),
-            is_busy: round % 2 == 0,
+            is_busy: round.is_multiple_of(2),
             task: Some(["f", "g", "h"][(round % 3) as usize]),
             running_for: Some(Duration::from_millis(1)),
             resident: 1,
