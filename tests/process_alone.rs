@@ -1163,13 +1163,16 @@ fn a_server_at_its_descriptor_limit_starts_a_whole_child_or_none() {
             |current| prlimit(Pid::from_raw(server as i32), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
         let count = || std::fs::read_dir(format!("/proc/{server}/fd")).unwrap().count();
         let held = count();
-        let highest = |pid: u32| {
+        // What this program was started with may have any number.
+        let first_free = |pid: u32| {
             let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-            numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok()).max().unwrap()
+            let taken: BTreeSet<u64> =
+                numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+            (0..).find(|number| !taken.contains(number)).unwrap()
         };
         for room in 0..16 {
             for (at, method) in [mp::StartMethod::ForkServer, mp::StartMethod::Spawn].into_iter().enumerate() {
-                set(Some(highest(server) + 1 + room));
+                set(Some(first_free(server) + room));
                 let n = 2 * room as u32 + at as u32;
                 let write = Fd::new(write.try_clone().unwrap());
                 match Process::builder().start_method(method).spawn(notes, (write, n)) {

@@ -93,15 +93,17 @@ fn the_unit_of_a_clusters_host_is_taken_by_systemd() {
         Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(file).output()
     };
     let least = verify("[Service]\nExecStart=/bin/true\n");
-    let Some(least) = least.ok().filter(|output| output.status.success()) else {
+    if !least.is_ok_and(|output| output.status.success()) {
         return eprintln!("SKIPPED: there is no systemd-analyze here, or it verifies no unit");
-    };
+    }
+    // Units of this machine that it wants may have faults of their own.
+    let faults = |output: &std::process::Output| text_of(output).matches("thumbs.service:").count();
     let unit = std::fs::read_to_string(of_a_cluster("thumbs.service")).unwrap();
     // The program is not installed here.
     let installed = "ExecStart=/usr/local/bin/thumbs serve";
     assert!(unit.contains(installed), "{unit}");
     let output = verify(&unit.replace(installed, "ExecStart=/bin/true serve")).unwrap();
-    assert!(output.status.success() && output.stderr == least.stderr, "{}", text_of(&output));
+    assert!(output.status.success() && faults(&output) == 0, "{}", text_of(&output));
     let output = verify(&unit.replace("KillMode=mixed", "KilMode=mixed")).unwrap();
     assert!(text_of(&output).contains("KilMode"), "it does not tell of errors: {}", text_of(&output));
 }
@@ -129,8 +131,10 @@ fn the_script_for_slurm_starts_a_host_on_each_node() {
     let output = Command::new("bash").arg(&script).env("PATH", path).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "--kill-on-bad-exit=0 ./thumbs serve ", "{}", text_of(&output));
     match Command::new("sbatch").arg("--test-only").arg(&script).output() {
-        Ok(output) => assert!(output.status.success(), "{}", text_of(&output)),
-        Err(_) => eprintln!("SKIPPED in part: there is no sbatch here, which knows its options"),
+        Ok(output) if !text_of(&output).contains("nable to contact") => {
+            assert!(output.status.success(), "{}", text_of(&output));
+        }
+        _ => eprintln!("SKIPPED in part: there is no sbatch here, which knows its options"),
     }
 }
 
@@ -153,11 +157,6 @@ fn the_manifest_of_a_clusters_hosts_is_one_of_kubernetes() {
             panic!("{}", text_of(&output));
         }
         _ => eprintln!("SKIPPED: there is no python3 with the module yaml here"),
-    }
-    match Command::new("kubectl").args(["apply", "--dry-run=client", "--validate=false", "-f"]).arg(&manifest).output()
-    {
-        Ok(output) if output.status.success() => {}
-        _ => eprintln!("SKIPPED in part: there is no kubectl here, or no server that it asks"),
     }
 }
 

@@ -216,8 +216,7 @@ struct Service {
     contact: Instant,
     echoes: VecDeque<(u64, Instant)>,
     next_echo: u64,
-    /// Since when nobody answers for a submitter.
-    /// Since when, and when that was found last.
+    /// Since when nobody answers for a submitter, and when that was found last.
     missing: HashMap<u64, (Instant, Instant)>,
     is_looking: bool,
     due: Due,
@@ -658,7 +657,7 @@ impl Service {
                 return self.say(reply, "+ACK".into()).await;
             }
             // It was handed out again though it is here: the lease is a new one.
-            job.reply = reply;
+            (job.delivery, job.reply) = (delivery, reply);
             return;
         }
         if !self.host.may_ask(key.0, self.address.lease * LATER) {

@@ -114,14 +114,24 @@ async fn credentials_file(options: ConnectOptions, _: &std::path::Path) -> Resul
 fn failure(target: &Target, error: &ConnectError) -> Failure {
     let (servers, why) = (target.named(), error.to_string());
     let text = format!("cannot connect to the NATS server at {servers}: {why}");
-    let is_tls = ["certificate", "corrupt message", "invalidcontenttype", "handshake", "tls", "fatal alert"];
+    // Other alerts, and a server that ends in the midst of a handshake, may pass.
+    let is_tls = [
+        "certificate",
+        "corrupt message",
+        "invalidcontenttype",
+        "unknownca",
+        "handshakefailure",
+        "protocolversion",
+        "tls",
+    ];
     let lower = why.to_lowercase();
+    let may_pass = lower.contains("handshake eof");
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
             Failure::lasting(format!("{text}: it does not take this user, password, token or certificate"))
         }
         ConnectErrorKind::Tls | ConnectErrorKind::ServerParse => Failure::lasting(text),
-        _ if is_tls.iter().any(|word| lower.contains(word)) => {
+        _ if !may_pass && is_tls.iter().any(|word| lower.contains(word)) => {
             let hint = match target.is_tls {
                 // The server has ended it, which this side trusts.
                 true if lower.contains("fatal alert")

@@ -13,7 +13,6 @@ use std::time::Duration;
 const NO_SUCH_STREAM: u64 = 10059;
 const NO_SUCH_CONSUMER: u64 = 10014;
 const NO_SUCH_MESSAGE: u64 = 10037;
-/// A stream of this name is there already, with another configuration.
 /// A consumer that nobody has used for so long is removed: those of builds that run nowhere any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86400);
 /// The digits of the first bytes of a message, by which it is known.
@@ -229,7 +228,8 @@ fn nanoseconds(text: &str) -> Option<u64> {
     let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
     let [year, month, day] = numbers(date, '-')?[..] else { return None };
     let [hour, minute, second] = numbers(time, ':')?[..] else { return None };
-    if !(1970..=2500).contains(&year) || !(1..=12).contains(&month) {
+    let is_date = (1970..=2500).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !is_date || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
     // Years that begin in March have their odd day at their end.

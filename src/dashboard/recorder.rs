@@ -113,7 +113,8 @@ impl Recorder {
         let mut due = Instant::now();
         while owner.strong_count() > 0 {
             if Instant::now() >= due {
-                let took = self.sample();
+                // The last drop of a pool in the midst of a sample runs code of its callers.
+                let took = catch_unwind(AssertUnwindSafe(|| self.sample())).unwrap_or(RAREST_SAMPLE);
                 due = Instant::now() + (took * SHARE).clamp(SAMPLE, RAREST_SAMPLE);
             }
             match orders.recv_timeout(due.saturating_duration_since(Instant::now())) {
