@@ -432,7 +432,6 @@ fn grow(len: usize) -> Vec<u8> {
 
 /// The fetch itself is given up after a minute.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "half a minute: by hand"]
 async fn a_host_that_is_lost_while_its_answer_is_fetched_counts_as_lost_before_the_fetch_is_given_up() {
     let server = server!();
     let pool = Pool::builder().cluster(server.address().redeliver(0)).build().unwrap();

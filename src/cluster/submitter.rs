@@ -469,7 +469,7 @@ impl Session {
         }
         let began = Instant::now();
         let sent = timeout(UNACKNOWLEDGED, sending).await;
-        // What is longer is a stop of this process.
+        // A longer time than the limit is a stop of this process.
         let waited = began.elapsed().min(UNACKNOWLEDGED);
         self.waited.fetch_add(waited.as_nanos() as u64, Relaxed);
         self.jammed.store(sent.is_err(), Relaxed);

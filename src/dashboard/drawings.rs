@@ -11,7 +11,7 @@ pub(super) const STEP: u32 = 20;
 const FRESH: Duration = Duration::from_millis(400);
 const KEPT: usize = 8;
 /// Drawings that are kept or still being sent have so many bytes together at most, unless a single one has more.
-/// What is drawn into this room is dropped if it turns out to be larger.
+/// A drawing that turns out to be larger than the room left is dropped.
 pub(super) const MOST_BYTES: usize = 32 << 20;
 
 /// Drawings of the last moments, at most one for each width.
@@ -91,7 +91,7 @@ impl Drawings {
 mod tests {
     use super::*;
 
-    /// Makes what is kept so old that it is not fresh any more.
+    /// Makes the kept drawings so old that none is fresh any more.
     fn age(drawings: &mut Drawings) {
         drawings.kept.iter_mut().for_each(|drawing| drawing.at -= FRESH);
     }

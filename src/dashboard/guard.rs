@@ -26,7 +26,7 @@ pub(super) enum Host {
 }
 
 impl Host {
-    /// An address of IPv6 may have brackets. `None` for what is neither a name nor an address, such as a name with a port.
+    /// An address of IPv6 may have brackets. `None` for a text that is neither a name nor an address, such as a name with a port.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('.').unwrap_or(text);
         let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));

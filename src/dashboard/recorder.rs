@@ -61,7 +61,7 @@ impl Orders {
     }
 }
 
-/// What is shown of managers; those who ask them write it.
+/// The state of each manager, as the page shows it. The tasks that ask the managers write it.
 pub(super) type Managers = Arc<Mutex<Vec<ManagerState>>>;
 
 pub(super) struct Recorder {

@@ -434,7 +434,7 @@ mod tests {
         let first = ask_for(address, 400).await;
         timer::within(LIMIT, first.readable()).await.unwrap().unwrap();
         assert!(held.load(Relaxed) > PAGE);
-        // What was kept for others goes with the next picture; what is held for the first one, when its time is over.
+        // The kept drawing goes with the next picture; the one held for the first client goes when its time is over.
         let is_alone = async { while !(gets_page(address).await && held.load(Relaxed) < 2 * PAGE) {} };
         timer::within(LIMIT, is_alone).await.unwrap();
         drop(first);

@@ -1,8 +1,8 @@
 //! Reading a value.
 //!
 //! Everything here that has a visitor for a parameter is compiled for each type of each message, so what can be done without the visitor is:
-//! [`Reader::scan`] reads what comes next, and [`Reader::any`] hands it to the visitor. What types of the usual form ask for is read
-//! in fewer steps before that.
+//! [`Reader::scan`] reads the next part, and [`Reader::any`] hands it to the visitor. A type that asks for
+//! just the written form is read in fewer steps before that.
 
 use super::names::WIDE;
 use super::parts::{self, Apart, Parted};
@@ -89,8 +89,8 @@ fn stack_of_levels<T>(depth: u32) -> usize {
     depth as usize * STACK_OF_LEVEL + of_values
 }
 
-/// Returns `true` if `D` reads each part of a message for the last time: what is read with the help of serde's own buffer, or by
-/// `RowReader`, may be read again.
+/// Returns `true` if `D` reads each part of a message for the last time. serde's own buffer and `RowReader` do not: a part that they have
+/// read may be read again.
 pub(crate) fn reads_once<D>() -> bool {
     identity::id_of::<D>() == identity::id_of::<&mut Reader<'_>>()
 }
@@ -105,7 +105,7 @@ struct Shape {
     matched: Option<(TypeId, usize)>,
 }
 
-/// A table of names, and what has been found out about it.
+/// A table of names, its shapes, and the visitors that are known to fit them.
 #[derive(Default)]
 struct Table {
     /// A copy of its bytes, if it is small.
@@ -125,7 +125,7 @@ const TABLE_KEPT: usize = 1 << 10;
 
 /// serde's `Deserializer`, by reference.
 pub(super) struct Reader<'de> {
-    /// Empty within a row, so that what is read in few steps finds nothing there.
+    /// Empty within a row, so that a read in few steps finds nothing there and takes the long way.
     rest: &'de [u8],
     row: Option<Row<'de>>,
     table: &'de [u8],
