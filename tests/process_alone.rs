@@ -1163,17 +1163,17 @@ fn a_server_at_its_descriptor_limit_starts_a_whole_child_or_none() {
             |current| prlimit(Pid::from_raw(server as i32), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
         let count = || std::fs::read_dir(format!("/proc/{server}/fd")).unwrap().count();
         let held = count();
-        // What this program was started with may have any number.
-        let first_free = |pid: u32| {
+        // Descriptors that this program was started with may have any numbers: so many are free below the limit.
+        let limit_with = |pid: u32, room: usize| {
             let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
             let taken: BTreeSet<u64> =
                 numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-            (0..).find(|number| !taken.contains(number)).unwrap()
+            (0..).filter(|number| !taken.contains(number)).nth(room).unwrap()
         };
         for room in 0..16 {
             for (at, method) in [mp::StartMethod::ForkServer, mp::StartMethod::Spawn].into_iter().enumerate() {
-                set(Some(first_free(server) + room));
-                let n = 2 * room as u32 + at as u32;
+                set(Some(limit_with(server, room)));
+                let n = (2 * room + at) as u32;
                 let write = Fd::new(write.try_clone().unwrap());
                 match Process::builder().start_method(method).spawn(notes, (write, n)) {
                     Ok(child) => {
