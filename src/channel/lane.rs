@@ -11,7 +11,7 @@
 //! # Moves
 //! | from -> to | by | ordering | wakes |
 //! |---|---|---|---|
-//! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps |
+//! | a row is made, then the order put | the pool | Release, by the ring | the worker, if it sleeps: once for all orders that were given in one go |
 //! | next -> next + 1: an item starts, if next was below end | the worker | SeqCst | the pool, by the rules of `result_notification` |
 //! | end -> lower, never below next: items are taken back | the pool | AcqRel CAS | - |
 //! | a result is put | the worker | Release, by the ring | the pool, with the next start, or that of the last order |

@@ -4,6 +4,7 @@ use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{IS_VALUE, Outcome};
 use crate::wire::EncodedMessage;
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 /// Results as they came from a worker, one after the other.
@@ -14,7 +15,7 @@ pub(super) struct Records {
     failures: u32,
     /// The kinds of the errors, by their items, if they are known.
     kinds: Vec<(u64, ErrorKind)>,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     at: usize,
 }
 
@@ -26,7 +27,7 @@ pub(super) enum ResultBatch {
 }
 
 impl ResultBatch {
-    pub(super) fn records(first: u64, count: u32, failures: u32, bytes: Vec<u8>) -> Self {
+    pub(super) fn records(first: u64, count: u32, failures: u32, bytes: Bytes) -> Self {
         Self::Records(Records { first, count, failures, kinds: Vec::new(), bytes, at: 0 })
     }
 
@@ -85,9 +86,7 @@ impl ResultBatch {
     #[expect(clippy::type_complexity, reason = "two parts of two variants")]
     pub(super) fn into_records(self) -> std::result::Result<(u64, u32, Vec<u8>), (u64, Result<(u8, EncodedMessage)>)> {
         match self {
-            ResultBatch::Records(Records { first, count, mut bytes, at, .. }) => {
-                Ok((first, count, bytes.split_off(at)))
-            }
+            ResultBatch::Records(Records { first, count, bytes, at, .. }) => Ok((first, count, bytes.slice(at..).into())),
             ResultBatch::One(index, outcome) => {
                 Err((index, outcome.unwrap_or_else(|| Err(Error::other("a result is missing")))))
             }
@@ -103,10 +102,9 @@ impl ResultBatch {
                 let mut batches = Vec::new();
                 for index in first..first + u64::from(count) {
                     let Some((tag, _, len)) = spsc::first(bytes.get(at..).unwrap_or_default()) else { break };
-                    let record = bytes.get(at..at + len).unwrap_or_default();
                     if wanted(index) {
                         let kinds = kinds.iter().filter(|(of, _)| *of == index).copied().collect();
-                        let batch = Self::records(index, 1, u32::from(tag != IS_VALUE), record.to_vec());
+                        let batch = Self::records(index, 1, u32::from(tag != IS_VALUE), bytes.slice(at..at + len));
                         batches.push(batch.with_kinds(kinds));
                     }
                     at += len;

@@ -27,6 +27,8 @@ pub(super) struct CallItems {
     /// The span and subscriber that get the items' traces.
     pub(super) caller: Option<Arc<Caller>>,
     items: Mutex<Items>,
+    /// Bytes of the arguments of items submitted and not settled. Changed with the pool's lock held, so that no change is lost.
+    bytes: AtomicUsize,
     /// How long an item takes, smoothed; 0 while unknown.
     item_ns: AtomicU64,
     /// A caller that gathers is not woken while more items than this are out.
@@ -84,8 +86,6 @@ pub(super) struct Items {
     pub(super) resting: usize,
     /// Items submitted and not settled.
     pub(super) out: usize,
-    /// Bytes of the arguments of items submitted and not settled.
-    pub(super) bytes: usize,
     visited: Visited,
     /// Orders that a taker has.
     pub(super) taken: BTreeSet<u64>,
@@ -128,6 +128,8 @@ const QUICK_NS: u64 = 2_000_000;
 const MOVE_NS: u64 = if cfg!(debug_assertions) { 250_000 } else { 50_000 };
 /// A look at the clock after an item that takes no longer would cost a part of it.
 const CLOCK_NS: u64 = 1000;
+/// To time an order that takes no longer would cost a percent of it.
+const TIMED_NS: u64 = 5000;
 /// So many microseconds a result of a stream may wait at its worker, and one of a call with one item, while there are others behind it.
 const STREAM_US: u16 = 400;
 const SINGLE_US: u16 = 200;
@@ -151,9 +153,9 @@ impl CallItems {
     pub(super) fn new(call: entry::Call, label: &'static str, options: Options) -> Self {
         let number = options.number.unwrap_or_else(next_number);
         let caller = if options.keeps_traces { None } else { Caller::here() };
-        let items = Mutex::default();
+        let (items, bytes) = Default::default();
         let (item_ns, low, usual_time) = (AtomicU64::new(0), AtomicUsize::new(usize::MAX), OnceLock::new());
-        Self { number, call, label, options, caller, items, item_ns, low, usual_time }
+        Self { number, call, label, options, caller, items, bytes, item_ns, low, usual_time }
     }
 
     /// Which call it is, among those of all processes.
@@ -198,8 +200,13 @@ impl CallItems {
         }
     }
 
+    /// Returns `true` if an order with so many items takes long enough, or is not known not to, to be timed each time.
+    pub(super) fn is_timed(&self, items: u32) -> bool {
+        !(1..=TIMED_NS).contains(&self.usual_ns().saturating_mul(items.into()))
+    }
+
     /// The header of an order with `chunk`; `grace` is that of the pool.
-    pub(super) fn header(&self, chunk: &Chunk, pace: Pace, grace: Duration) -> HeaderBytes {
+    pub(super) fn header(&self, chunk: &Chunk, pace: Pace, grace: Duration, is_timed: bool) -> HeaderBytes {
         let (call, attempt) = (self.call, chunk.attempt);
         let limit = self.options.timeout.map(|timeout| {
             let limit = timeout.saturating_add(self.options.grace.unwrap_or(grace));
@@ -209,7 +216,7 @@ impl CallItems {
         let level = if self.caller.is_some() { Caller::level() } else { 0 };
         let (is_remote, origin) = (self.options.origin.is_some(), self.origin());
         let has_events = self.options.has_events;
-        Header { call, attempt, limit, level, pace, is_remote, has_events, origin, first: chunk.first }
+        Header { call, attempt, limit, level, pace, is_timed, is_remote, has_events, origin, first: chunk.first }
             .to_bytes(submitter())
     }
 
@@ -354,10 +361,24 @@ impl CallItems {
         self.items().waker.take()
     }
 
+    /// Bytes of the arguments of items submitted and not settled.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    /// So many bytes more are kept.
+    pub(super) fn keep(&self, bytes: usize) {
+        self.bytes.store(self.bytes() + bytes, Relaxed);
+    }
+
+    /// So many bytes are kept no longer.
+    pub(super) fn release(&self, bytes: usize) {
+        self.bytes.store(self.bytes().saturating_sub(bytes), Relaxed);
+    }
+
     /// A chunk's bytes are kept no longer.
     pub(super) fn forget(&self, chunk: &Chunk) {
-        let mut items = self.items();
-        items.bytes = items.bytes.saturating_sub(chunk.bytes().len());
+        self.release(chunk.bytes().len());
     }
 
     /// Returns `true` if a result is there, fetched or not.
@@ -489,7 +510,7 @@ mod tests {
         let options =
             Options { timeout: Some(Duration::from_secs(1)), grace: Some(Duration::MAX), ..Options::default() };
         let group = CallItems::new(entry::Call::of(|| ()), "f", options);
-        let bytes = group.header(&Chunk::new(0), Pace::Each, Duration::ZERO);
+        let bytes = group.header(&Chunk::new(0), Pace::Each, Duration::ZERO, true);
         let (header, _) = Header::read(&bytes, submitter()).expect("a header");
         assert_eq!(header.limit, Some(u64::MAX - 1));
     }

@@ -131,7 +131,7 @@ impl Flight {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
             let is_enough = in_flight + held >= workers * size * CHUNKS_AHEAD;
-            is_large_ahead = !is_enough && in_flight > 0 && self.group.items().bytes >= BYTES_AHEAD;
+            is_large_ahead = !is_enough && in_flight > 0 && self.group.bytes() >= BYTES_AHEAD;
             if is_enough || is_large_ahead {
                 // A place in line whose turn has come goes to the next caller.
                 self.leave_line();

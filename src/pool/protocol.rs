@@ -25,6 +25,8 @@ pub(super) struct Header {
     pub(super) level: u8,
     /// When the pool is notified of its results; see [`lane::WorkerEnd::defer_notification`].
     pub(super) pace: Pace,
+    /// The worker is to report how long it takes.
+    pub(super) is_timed: bool,
     /// Its results go to another host: what is or holds a handle cannot be one.
     pub(super) is_remote: bool,
     /// Its one item brings the queue for its events.
@@ -71,6 +73,7 @@ impl Header {
             | if limit.is_some() { HAS_LIMIT } else { 0 }
             | if is_wide { IS_WIDE } else { 0 }
             | u64::from(pace) << 8
+            | u64::from(self.is_timed) << 7
             | u64::from(self.has_events) << 6
             | u64::from(self.is_remote) << 5
             | u64::from(self.level) << 1;
@@ -102,13 +105,14 @@ impl Header {
         let limit = if rest & HAS_LIMIT != 0 { Some(word()?) } else { None };
         let submitter = if rest & HAS_SUBMITTER != 0 { word()? } else { submitter };
         let (level, is_remote, has_events) = ((rest >> 1) as u8 & 7, rest & 32 != 0, rest & 64 != 0);
+        let is_timed = rest & 128 != 0;
         let pace = match (rest >> 8) as u16 {
             0 => Pace::Each,
             LAST => Pace::Last,
             us => Pace::Within(us),
         };
         let (attempt, origin) = ((rest >> 32) as u32, Origin { submitter, call: number });
-        Some((Self { call, attempt, limit, level, pace, is_remote, has_events, origin, first }, len))
+        Some((Self { call, attempt, limit, level, pace, is_timed, is_remote, has_events, origin, first }, len))
     }
 }
 
@@ -178,12 +182,13 @@ mod tests {
             limit: None,
             level: 5,
             pace: Pace::Within(400),
+            is_timed: true,
             is_remote: false,
             has_events: true,
             origin,
             first: u64::from(u32::MAX),
         };
-        let rest = Header { pace: Pace::Last, is_remote: true, has_events: false, level: 0, ..plain };
+        let rest = Header { pace: Pace::Last, is_timed: false, is_remote: true, has_events: false, level: 0, ..plain };
         let cases = [
             (plain, 32),
             (Header { limit: Some(u64::MAX - 1), ..plain }, 40),

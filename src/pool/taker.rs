@@ -285,7 +285,7 @@ impl Order {
         }
         let kinds = if failures > 0 { results.kinds() } else { Vec::new() };
         let EncodedResults { first, count, records } = results;
-        self.settle_batch(ResultBatch::records(first, count, failures, records).with_kinds(kinds));
+        self.settle_batch(ResultBatch::records(first, count, failures, records.into()).with_kinds(kinds));
         Ok(())
     }
 

@@ -176,7 +176,9 @@ impl Context {
                 self.lane.defer_notification(&order, header.pace);
             }
             (self.order, self.header) = (Some(order), Some(header));
-            self.begun = follows.unwrap_or_else(Instant::now);
+            if header.is_timed {
+                self.begun = follows.unwrap_or_else(Instant::now);
+            }
             return Ok(Some(header));
         }
     }
@@ -196,9 +198,11 @@ impl Context {
             // Its bytes and descriptors go with it, also if it was taken back before it was begun.
             (self.bytes, self.fds) = (Vec::new(), Vec::new());
         }
-        let now = self.done.unwrap_or_else(Instant::now);
-        self.done = Some(now);
-        self.sample_memory(now);
+        if self.header.is_none_or(|header| header.is_timed) {
+            let now = self.done.unwrap_or_else(Instant::now);
+            self.done = Some(now);
+            self.sample_memory(now);
+        }
         // Its limit is not that of the next, which may be one that cannot be read.
         self.header = None;
         if let Some(order) = self.order.take() {
@@ -209,7 +213,8 @@ impl Context {
     /// Says how long the order took, if this is the end of its last item.
     #[inline]
     fn note_took(&mut self) {
-        if let Some(order) = self.order.as_ref().filter(|order| self.lane.is_last(order, self.index)) {
+        let is_timed = self.header.is_some_and(|header| header.is_timed);
+        if let Some(order) = self.order.as_ref().filter(|order| is_timed && self.lane.is_last(order, self.index)) {
             let now = Instant::now();
             self.lane.note_took(order, now.duration_since(self.begun));
             self.done = Some(now);

@@ -84,7 +84,8 @@ impl PoolEnd {
         self.region.words()[word::READY].load(Acquire) != 0
     }
 
-    /// Gives an order of `items` items; its number, or `None` if there is no room now.
+    /// Gives an order of `items` items; its number, or `None` if there is no room now. A worker that is awake finds it; [`notify_given`](Self::notify_given)
+    /// wakes one that sleeps.
     pub(crate) fn give(&mut self, kind: u8, parts: [&[u8]; 2], items: usize) -> Option<u32> {
         if !self.takes(parts[0].len() + parts[1].len()) {
             return None;
@@ -100,11 +101,15 @@ impl PoolEnd {
         }
         self.given = number.wrapping_add(1);
         fault::point("lane.given");
+        Some(number)
+    }
+
+    /// Wakes the worker, if it sleeps, for all orders that were given before this.
+    pub(crate) fn notify_given(&self) {
         if self.work.has_sleepers_after_rmw() {
             self.region.words()[word::WAKER].store(cpu::current() as u64 + 1, Relaxed);
         }
         self.work.notify_one();
-        Some(number)
     }
 
     /// How far an order is that was given and is not complete.

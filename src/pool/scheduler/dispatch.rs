@@ -20,7 +20,7 @@
 use super::deadlines::DueEvent;
 use super::effects::{Effects, Place};
 use super::queue::Queue;
-use super::worker::{Phase, Running, Worker, take_back};
+use super::worker::{Orders, Phase, Running, Worker, take_back};
 use super::{CheckedOut, DEPTH, STARTS, Scheduler, later};
 use crate::channel::lane::Pace;
 use crate::error::Error;
@@ -42,6 +42,8 @@ const SHARE_AFTER: Duration = Duration::from_millis(2);
 const MOST_ASKED: usize = 4;
 /// So many waiting calls at most are looked at for one that a worker is free for, or that has no order at any.
 const MOST_TRIED: usize = 8;
+/// Of orders that are over before a clock is read, so few are timed.
+const TIMED_ONE_IN: u32 = 8;
 /// A call with long items gets a worker of a quick one no more often than this.
 const BALANCE: Duration = Duration::from_millis(10);
 /// So often the number of workers that are kept awake is doubled.
@@ -73,11 +75,11 @@ impl Scheduler {
         };
         match in_front {
             true => chunks.rev().for_each(|chunk| {
-                items.bytes += count(&chunk);
+                group.keep(count(&chunk));
                 items.pending.push_front(chunk);
             }),
             false => chunks.for_each(|chunk| {
-                items.bytes += count(&chunk);
+                group.keep(count(&chunk));
                 items.pending.push_back(chunk);
             }),
         }
@@ -155,15 +157,18 @@ impl Scheduler {
                 }
                 continue;
             };
-            if next_len(&group).is_none() {
+            let Some(len) = next_len(&group) else {
                 self.queue.pop_front();
                 continue;
-            }
-            let chosen = self.choose(&group, effects).map(|seat| (seat, group.clone()));
-            let Some((seat, group)) = chosen.or_else(|| self.choose_for_others(&group, effects)) else {
-                return;
             };
-            let Some(len) = next_len(&group) else { continue };
+            let (seat, group, len) = match self.choose(&group, effects) {
+                Some(seat) => (seat, group, len),
+                None => {
+                    let Some((seat, group)) = self.choose_for_others(&group, effects) else { return };
+                    let Some(len) = next_len(&group) else { continue };
+                    (seat, group, len)
+                }
+            };
             let Some(worker) = self.seats.worker(seat) else { return };
             if !worker.takes(len) {
                 continue;
@@ -215,7 +220,7 @@ impl Scheduler {
                 true => lowest(&index.brief),
                 false => levels.find_map(|(brief, single)| brief.iter().find(|seat| single.contains(*seat))),
             };
-            let has_many = |seat| self.seats.get(seat).is_some_and(|worker| !worker.has_only_single());
+            let has_many = |seat| self.seats.get(seat).is_some_and(|worker| !worker.orders().only_single);
             return match (brief, idle) {
                 // Those that are awake will not be free for it soon.
                 (None, Some(idle)) => {
@@ -253,7 +258,7 @@ impl Scheduler {
     fn vacate(&mut self, group: &CallItems, effects: &mut Effects) -> Option<usize> {
         self.seats.update();
         let index = self.seats.index();
-        let is_quick = |seat: &usize| self.seats.get(*seat).is_some_and(Worker::has_only_quick);
+        let is_quick = |seat: &usize| self.seats.get(*seat).is_some_and(|worker| worker.orders().only_quick);
         let is_others = |running: &Running| running.is_many && !std::ptr::eq(&*running.group, group);
         let may = |worker: &Worker| worker.has_started() && worker.running.iter().any(is_others);
         let asked = || index.reclaimable.iter().take(MOST_ASKED).filter(|seat| self.seats.get(*seat).is_some_and(may));
@@ -370,11 +375,13 @@ impl Scheduler {
             group.forget(&chunk);
             rest = Some(chunk.part(quota as u32, chunk.count));
             chunk = chunk.part(0, quota as u32);
-            group.items().bytes += chunk.bytes().len();
+            group.keep(chunk.bytes().len());
         }
         let pace = group.pace(worker.running.is_empty());
-        match worker.give(&group, &mut chunk, (pace, grace), effects) {
+        let is_timed = group.is_timed(chunk.count) || worker.lane.next_number().is_multiple_of(TIMED_ONE_IN);
+        match worker.give(&group, &mut chunk, (pace, grace, is_timed), effects) {
             Some(number) => {
+                self.given.insert(seat);
                 worker.given += chunk.count as usize;
                 worker.idle_since = None;
                 let generation = worker.generation;
@@ -399,6 +406,7 @@ impl Scheduler {
                     is_brief,
                     is_long,
                     is_many,
+                    is_timed,
                 });
                 let is_last = worker.given >= worker.share && worker.checkout == 0;
                 if is_quiet {
@@ -603,23 +611,31 @@ impl Worker {
         self.checkout == 0 || self.running.front().is_some_and(|running| running.group.options.acquires)
     }
 
+    /// Looks at its orders, once for all that is asked of them.
+    pub(super) fn orders(&self) -> Orders {
+        let mut orders = Orders { only_quick: true, only_single: true, only_brief: true, ..Orders::default() };
+        let mut only_small = true;
+        for (at, running) in self.running.iter().enumerate() {
+            orders.only_quick &= running.group.is_quick();
+            orders.only_single &= !running.is_many;
+            orders.only_brief &= running.is_brief;
+            orders.has_more |= running.end > running.done + u32::from(at == 0);
+            orders.has_long |= running.is_long;
+            only_small &= running.chunk.bytes().len() <= SOON_COPIED;
+        }
+        // Large arguments would have to come once more.
+        orders.has_long &= only_small;
+        orders
+    }
+
     /// Returns `true` if it has items behind the one that runs.
-    pub(super) fn has_more(&self) -> bool {
-        let mut unbegun = self.running.iter().enumerate();
-        unbegun.any(|(at, running)| running.end > running.done + u32::from(at == 0))
+    fn has_more(&self) -> bool {
+        self.orders().has_more
     }
 
     /// Returns `true` if it has started its next item.
     fn has_started(&self) -> bool {
         self.running.front().is_some_and(|running| self.lane.claim(running.number).started > running.done)
-    }
-
-    /// Returns `true` if it has items behind the one that runs that take so long that others should rather have them.
-    pub(super) fn is_divisible(&self) -> bool {
-        // Large arguments would have to come once more.
-        let is_small = |running: &Running| running.chunk.bytes().len() <= SOON_COPIED;
-        let has_long = self.running.iter().any(|running| running.is_long);
-        has_long && self.running.iter().all(is_small) && self.is_shared() && self.has_more()
     }
 
     /// Returns how many orders others might be given in its stead.
@@ -684,10 +700,10 @@ impl Worker {
         &mut self,
         group: &CallItems,
         chunk: &mut Chunk,
-        (pace, grace): (Pace, Duration),
+        (pace, grace, is_timed): (Pace, Duration, bool),
         effects: &mut Effects,
     ) -> Option<u32> {
-        let (header, items) = (group.header(chunk, pace, grace), chunk.count as usize);
+        let (header, items) = (group.header(chunk, pace, grace, is_timed), chunk.count as usize);
         if chunk.attachments.is_empty() && self.lane.can_carry(chunk.bytes().len() + Header::LONGEST) {
             return self.lane.give(0, [&header, chunk.bytes()], items);
         }

@@ -87,6 +87,8 @@ pub(super) struct Scheduler {
     /// How many workers there are to be, from the least to the most.
     workers: RangeInclusive<usize>,
     seats: Seats,
+    /// Those whose workers were given orders and have not been notified of them.
+    given: SeatSet,
     queue: Queue,
     /// Workers that are checked out, and the calls that wait for each.
     checkouts: HashMap<u64, CheckedOut>,
@@ -171,6 +173,7 @@ impl Scheduler {
             board,
             workers,
             seats: Seats::default(),
+            given: SeatSet::default(),
             queue: Queue::default(),
             checkouts: HashMap::new(),
             usual_times: HashMap::new(),
@@ -232,6 +235,10 @@ impl Scheduler {
         self.room.lift(is_over, &mut effects.wakers);
         self.room.pass_on(self.waiting, &mut effects.wakers);
         self.out -= effects.settled;
+        // All orders lie there by now: a worker that is woken may take this CPU at once.
+        while let Some(seat) = self.given.pop_first() {
+            self.seats.get(seat).into_iter().for_each(|worker| worker.lane.notify_given());
+        }
         self.seats.update();
         self.out + self.seats.index().beginning.len()
     }

@@ -12,6 +12,7 @@ use crate::pool::protocol::{IN_PIPE, LATE, TRACE};
 use crate::pool::stats::Histogram;
 use crate::process::entry::{IS_PANIC, IS_VALUE};
 use crate::wire::EncodedMessage;
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,14 +155,14 @@ impl Worker {
     /// Takes in `count` results. The first of a worker with an initializer is that one's.
     fn deliver(
         &mut self,
-        mut bytes: Vec<u8>,
+        bytes: Vec<u8>,
         count: u32,
         runs: &mut Histogram,
         effects: &mut Effects,
     ) -> Result<Option<Result<EncodedMessage>>> {
         let (now, mut begun) = (effects.now(), None);
         let since = self.running.front().map(|running| running.since);
-        let (mut at, mut left) = (0, count);
+        let (mut bytes, mut at, mut left) = (Bytes::from(bytes), 0, count);
         self.has_worked |= count > 0 && !self.is_awaited;
         self.moved = now;
         if self.is_awaited && left > 0 {
@@ -203,7 +204,7 @@ impl Worker {
             if plain > 0 {
                 let batch = match start == 0 && at == bytes.len() {
                     true => std::mem::take(&mut bytes),
-                    false => bytes[start..at].to_vec(),
+                    false => bytes.slice(start..at),
                 };
                 running.done += plain;
                 self.answered += u64::from(plain);

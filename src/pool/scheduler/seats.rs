@@ -152,6 +152,9 @@ impl Index {
                 new.into_iter().for_each(|orders| sets[orders].set(seat, true));
             }
         }
+        if old.flags == new.flags {
+            return;
+        }
         let sets = [
             &mut self.awake,
             &mut self.lagging,
@@ -291,16 +294,38 @@ impl Seats {
     fn classify(&mut self, seat: usize) {
         let Some(place) = self.all.get_mut(seat) else { return };
         let worker = place.worker.as_ref();
-        let (mut open, mut takes_more, mut brief, mut is_single) = (None, false, false, false);
+        let is_coming = place.vacant.is_some() || place.is_spawning;
+        let mut class = Class::default();
+        let [awake, lagging, behind, reclaimable, vacating, divisible, unbegun, beginning, serving, taken, coming] =
+            &mut class.flags;
+        (*taken, *coming) = (is_coming, is_coming);
         if let Some(worker) = worker {
+            let orders = worker.orders();
+            let (count, is_busy) = (worker.running.len(), !worker.running.is_empty());
+            let has_shared_more = orders.has_more && worker.is_shared();
             let is_everybodys = worker.phase == Phase::Serving && worker.checkout == 0;
-            let orders = worker.running.len();
-            takes_more = !worker.is_vacating && worker.has_only_quick();
+            class.takes_more = !worker.is_vacating && orders.only_quick;
+            *awake = is_everybodys && is_busy && !worker.is_lagging && orders.only_brief;
+            *lagging = is_busy && worker.is_lagging;
+            *behind = has_shared_more;
+            let has_orders = matches!(worker.phase, Phase::Serving | Phase::Leaving);
+            *reclaimable = orders.has_more
+                && !orders.only_single
+                && worker.checkout == 0
+                && !worker.is_vacating
+                && has_orders;
+            *vacating = is_busy && worker.is_vacating;
+            *divisible = has_shared_more && orders.has_long;
+            *unbegun = worker.may_not_begin();
+            *beginning = worker.is_beginning();
+            *serving = worker.phase == Phase::Serving;
+            *taken = true;
+            *coming |= *beginning;
             if is_everybodys && worker.given < worker.share && worker.full.is_none() && !worker.is_stalled() {
-                open = Some(orders).filter(|orders| *orders < DEPTH && (*orders == 0 || takes_more));
+                class.open = Some(count).filter(|count| *count < DEPTH && (*count == 0 || class.takes_more));
             }
-            is_single = worker.has_only_single();
-            brief = is_everybodys && worker.has_brief_items();
+            class.single = class.open.filter(|_| orders.only_single);
+            class.brief = class.open.filter(|_| *awake);
             if worker.checkout > 0 {
                 self.checkouts.push(worker.checkout);
             }
@@ -308,27 +333,6 @@ impl Seats {
                 self.suspect.insert(seat);
             }
         }
-        let is_coming = place.vacant.is_some() || place.is_spawning;
-        let is_beginning = worker.is_some_and(Worker::is_beginning);
-        let flags = [
-            brief,
-            worker.is_some_and(|worker| worker.is_lagging && !worker.running.is_empty()),
-            worker.is_some_and(|worker| worker.is_shared() && worker.has_more()),
-            !is_single
-                && worker.is_some_and(|worker| {
-                    let has_orders = matches!(worker.phase, Phase::Serving | Phase::Leaving);
-                    worker.checkout == 0 && !worker.is_vacating && has_orders && worker.has_more()
-                }),
-            worker.is_some_and(|worker| worker.is_vacating && !worker.running.is_empty()),
-            worker.is_some_and(Worker::is_divisible),
-            worker.is_some_and(Worker::may_not_begin),
-            is_beginning,
-            worker.is_some_and(|worker| worker.phase == Phase::Serving),
-            worker.is_some() || is_coming,
-            is_coming || is_beginning,
-        ];
-        let (single, brief) = (open.filter(|_| is_single), open.filter(|_| brief));
-        let class = Class { open, takes_more, single, brief, flags };
         let old = std::mem::replace(&mut place.class, class);
         if old != class {
             self.index.change(seat, old, class);

@@ -70,9 +70,8 @@ impl HeldOrder {
     /// All of it is settled.
     fn end(&mut self, id: u64) {
         self.left = 0;
-        let mut items = self.group.items();
-        items.taken.remove(&id);
-        items.bytes = items.bytes.saturating_sub(self.bytes);
+        self.group.items().taken.remove(&id);
+        self.group.release(self.bytes);
     }
 
     fn fail_open(&mut self, id: u64, error: impl Fn() -> Error, effects: &mut Effects) {

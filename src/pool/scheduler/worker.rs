@@ -129,27 +129,29 @@ pub(super) struct Running {
     pub(super) is_long: bool,
     /// Its call has many items, and not one.
     pub(super) is_many: bool,
+    /// Its worker reports how long it takes.
+    pub(super) is_timed: bool,
+}
+
+/// What the orders of a worker have in common.
+#[derive(Default)]
+pub(super) struct Orders {
+    /// All items are known to be quiet, so that others may wait behind them.
+    pub(super) only_quick: bool,
+    /// All are of calls with one item.
+    pub(super) only_single: bool,
+    /// All items are expected to be over before another worker could be woken for them.
+    pub(super) only_brief: bool,
+    /// There are items behind the one that runs.
+    pub(super) has_more: bool,
+    /// Some items take so long that an idle worker should rather have them, and none is large.
+    pub(super) has_long: bool,
 }
 
 impl Worker {
-    /// Returns `true` if it has only orders of calls with one item.
-    pub(super) fn has_only_single(&self) -> bool {
-        self.running.iter().all(|running| !running.is_many)
-    }
-
-    /// Returns `true` if all its items are known to be quiet, so that others may wait behind them.
-    pub(super) fn has_only_quick(&self) -> bool {
-        self.running.iter().all(|running| running.group.is_quick())
-    }
-
     /// Returns `true` if its initializer is not known to have ended.
     pub(super) fn is_beginning(&self) -> bool {
         self.phase == Phase::Beginning && !self.has_reported
-    }
-
-    /// Returns `true` if it is awake with items that are quiet.
-    pub(super) fn has_brief_items(&self) -> bool {
-        !self.running.is_empty() && !self.is_lagging && self.running.iter().all(|running| running.is_brief)
     }
 
     /// Kills it; `kill_reason` is the error of the item that it runs.
@@ -217,7 +219,11 @@ impl Worker {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);
             if let Some(now) = now {
-                let took = self.lane.took(running.number);
+                // One that is not timed counts as usual.
+                let took = match running.is_timed {
+                    true => self.lane.took(running.number),
+                    false => running.group.item_time().map(|time| time * running.done),
+                };
                 match ended.last_mut() {
                     Some((group, count, time))
                         if Arc::ptr_eq(group, &running.group) && time.is_some() == took.is_some() =>
