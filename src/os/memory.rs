@@ -2,6 +2,7 @@
 //! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and whether it ran out of it.
 
 use super::sync::lock;
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::read_to_string;
 use std::sync::Mutex;
@@ -10,6 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 /// Bytes of this process that are in memory, now and at most; 0 if they are not known.
 pub(crate) fn resident() -> (u64, u64) {
     resident_by("/proc/self/status")
+}
+
+/// A number that changes when the bytes at most change, and costs a fiftieth of them.
+pub(crate) fn high_water_mark() -> i64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss())
 }
 
 /// The same of another process; 0 if it is gone.

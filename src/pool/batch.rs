@@ -86,7 +86,9 @@ impl ResultBatch {
     #[expect(clippy::type_complexity, reason = "two parts of two variants")]
     pub(super) fn into_records(self) -> std::result::Result<(u64, u32, Vec<u8>), (u64, Result<(u8, EncodedMessage)>)> {
         match self {
-            ResultBatch::Records(Records { first, count, bytes, at, .. }) => Ok((first, count, bytes.slice(at..).into())),
+            ResultBatch::Records(Records { first, count, bytes, at, .. }) => {
+                Ok((first, count, bytes.slice(at..).into()))
+            }
             ResultBatch::One(index, outcome) => {
                 Err((index, outcome.unwrap_or_else(|| Err(Error::other("a result is missing")))))
             }

@@ -130,9 +130,8 @@ const MOVE_NS: u64 = if cfg!(debug_assertions) { 250_000 } else { 50_000 };
 const CLOCK_NS: u64 = 1000;
 /// To time an order that takes no longer would cost a percent of it.
 const TIMED_NS: u64 = 5000;
-/// So many microseconds a result of a stream may wait at its worker, and one of a call with one item, while there are others behind it.
-const STREAM_US: u16 = 400;
-const SINGLE_US: u16 = 200;
+/// So many microseconds a result may wait at its worker while there are others behind it, unless its call gathers.
+const DEFERRED_US: u16 = 400;
 /// An item that takes no longer is over before another worker could be woken for it. Unoptimised builds go the same ways.
 const BRIEF_NS: u64 = if cfg!(debug_assertions) { 200_000 } else { 20_000 };
 
@@ -194,8 +193,8 @@ impl CallItems {
         match (self.options.is_many, self.usual_ns()) {
             (true, _) if !(1..=QUICK_NS).contains(&item_ns) => Pace::Each,
             (true, _) if self.options.gathers || item_ns <= CLOCK_NS => Pace::Last,
-            (true, _) => Pace::Within(STREAM_US),
-            (false, ns) if !is_alone && (BRIEF_NS..=QUICK_NS).contains(&ns) => Pace::Within(SINGLE_US),
+            (true, _) => Pace::Within(DEFERRED_US),
+            (false, ns) if !is_alone && (BRIEF_NS..=QUICK_NS).contains(&ns) => Pace::Within(DEFERRED_US),
             (false, _) => Pace::Each,
         }
     }

@@ -11,7 +11,7 @@ use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::os::fork;
 use crate::process::{Function, entry};
-use crate::wait::{Spinner, Spun};
+use crate::wait::{Spin, Spinner, Spun};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -126,7 +126,7 @@ impl Flight {
         let (limits, first_attempt) = (options.limits, options.first_attempt);
         // Their number may change meanwhile; waiting callers are then woken.
         let workers = self.pool.shared().slots(self.group.is_brief());
-        let (mut chunks, mut is_large_ahead) = (Vec::new(), false);
+        let (mut chunks, mut bytes, mut is_large_ahead) = (Vec::new(), 0, false);
         while let Some((input, _)) = &mut self.input {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
@@ -156,14 +156,15 @@ impl Flight {
             let stop = input.fill(&mut chunk, Most { items: most, bytes: limits.bytes }, cx);
             self.pulled += u64::from(chunk.count);
             self.pool.shared().give_back(&self.group, most - chunk.count as usize);
-            // Small ones are submitted together.
-            let is_large = chunk.bytes().len() >= TOGETHER / 16;
+            // Small ones are submitted together: the first worker that is woken may take this CPU before the others are.
+            bytes += chunk.bytes().len();
             if chunk.count > 0 {
                 chunks.push(chunk);
             }
             let is_over = !matches!(stop, Stop::Full);
-            if is_over || is_large || chunks.len() >= 16 {
+            if is_over || bytes >= TOGETHER || chunks.len() >= 16 {
                 self.submit(&mut chunks);
+                bytes = 0;
             }
             match stop {
                 Stop::Full => {}
@@ -290,7 +291,10 @@ impl Flight {
                 shared.arm_alarm();
             }
         }
-        match self.spinner.spin(alarm, &mut attempt) {
+        // Its result is not there before spinning has given up.
+        let is_long = group.item_time().is_some_and(|time| time > Spin::LONGEST);
+        let spun = if is_long { Spun::Over } else { self.spinner.spin(alarm, &mut attempt) };
+        match spun {
             Spun::Found(batch) => Poll::Ready(Some(batch)),
             Spun::Again => {
                 cx.waker().wake_by_ref();

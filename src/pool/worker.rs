@@ -35,6 +35,8 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         header: None,
         listens: None,
         sampled: None,
+        high_water_mark: 0,
+        read: None,
         started: 0,
         index: 0,
         begun: Instant::now(),
@@ -85,8 +87,11 @@ struct Context {
     header: Option<Header>,
     /// While traces of items are sent.
     listens: Option<DefaultGuard>,
-    /// When it last sampled its memory.
+    /// When it last looked whether it has more memory than ever, and what it saw.
     sampled: Option<Instant>,
+    high_water_mark: i64,
+    /// When it last read how much it has.
+    read: Option<Instant>,
     /// When the item at work started, in microseconds, if it has a limit.
     started: u64,
     /// Which item of the order that is.
@@ -98,8 +103,9 @@ struct Context {
     failed: Option<Error>,
 }
 
-/// How often a worker looks at its memory at most.
+/// How often a worker looks at its memory at most: whether it has more than ever, and how much it has.
 const SAMPLE_EVERY: Duration = Duration::from_millis(5);
+const READ_EVERY: Duration = Duration::from_millis(50);
 
 impl Conditions {
     fn apply(&self) -> Result<()> {
@@ -121,8 +127,14 @@ impl Conditions {
 impl Context {
     /// Tells how much memory it has, if an order has taken a while.
     fn sample_memory(&mut self, now: Instant) {
-        if self.sampled.is_none_or(|sampled| now.duration_since(sampled) >= SAMPLE_EVERY) {
-            self.sampled = Some(now);
+        let is_due = |then: Option<Instant>, every| then.is_none_or(|then| now.duration_since(then) >= every);
+        if !is_due(self.sampled, SAMPLE_EVERY) {
+            return;
+        }
+        self.sampled = Some(now);
+        let mark = memory::high_water_mark();
+        if std::mem::replace(&mut self.high_water_mark, mark) != mark || is_due(self.read, READ_EVERY) {
+            self.read = Some(now);
             let (resident, peak) = memory::resident();
             self.lane.note_memory(resident, peak);
         }

@@ -65,6 +65,9 @@ pub(super) struct SpinWindow {
 }
 
 impl Spin {
+    /// No wait spins for longer.
+    pub(crate) const LONGEST: Duration = Duration::from_nanos(LONGEST_NS as u64);
+
     /// The other side is awake: the next answer may come at once.
     pub(crate) fn encourage(&self) {
         self.is_peer_awake.store(true, Relaxed);

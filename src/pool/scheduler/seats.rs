@@ -309,11 +309,8 @@ impl Seats {
             *lagging = is_busy && worker.is_lagging;
             *behind = has_shared_more;
             let has_orders = matches!(worker.phase, Phase::Serving | Phase::Leaving);
-            *reclaimable = orders.has_more
-                && !orders.only_single
-                && worker.checkout == 0
-                && !worker.is_vacating
-                && has_orders;
+            *reclaimable =
+                orders.has_more && !orders.only_single && worker.checkout == 0 && !worker.is_vacating && has_orders;
             *vacating = is_busy && worker.is_vacating;
             *divisible = has_shared_more && orders.has_long;
             *unbegun = worker.may_not_begin();
