@@ -62,7 +62,7 @@ use crate::wait::sleepers;
 use crate::wait::{Attempt, WaitQueue, at_once, until_blocking_in_turn, until_in_turn};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::Instant;
 
 const STATE: usize = 0;
@@ -374,6 +374,9 @@ pub(super) struct Mutex {
     region: Arc<Region>,
     first: usize,
     queue: Arc<WaitQueue>,
+    /// Whether it was acquired through this view: a hint, so that waiters of this process look at the words of all processes only if those may
+    /// say that the holder is here.
+    is_held_here: AtomicBool,
     /// The object's name in errors.
     what: &'static str,
 }
@@ -382,7 +385,14 @@ impl Mutex {
     /// The mutex whose words begin at `first`.
     pub(super) fn view(region: &Arc<Region>, first: usize, what: &'static str) -> io::Result<Self> {
         let queue = WaitQueue::new(region.clone(), first + EVENT, None)?;
-        Ok(Self { family: Family::get()?, region: region.clone(), first, queue, what })
+        Ok(Self {
+            family: Family::get()?,
+            region: region.clone(),
+            first,
+            queue,
+            is_held_here: AtomicBool::new(false),
+            what,
+        })
     }
 
     /// Closes it for good, for all processes, because the memory of the object is damaged. `why`: the impossible words.
@@ -414,6 +424,7 @@ impl Mutex {
 
     #[inline]
     fn stamp(&self) {
+        self.is_held_here.store(true, Relaxed);
         self.words().0[SINCE].store(clock::coarse_ns(), Relaxed);
     }
 
@@ -477,6 +488,7 @@ impl Mutex {
     pub(super) fn release(&self) {
         // A holder has a slot.
         let Some(me) = self.family.me_if_listed() else { return };
+        self.is_held_here.store(false, Relaxed);
         if self.words().release(me) | self.queue.has_sleepers_after_rmw() {
             self.wake_next();
         }
@@ -520,7 +532,9 @@ impl Attempt<io::Result<Taken>> for Acquisition<'_> {
 
     #[inline]
     fn is_local(&self) -> bool {
-        self.mutex.words().is_held_alone_by(self.me) && !self.mutex.queue.has_sleepers_after_rmw()
+        self.mutex.is_held_here.load(Relaxed)
+            && self.mutex.words().is_held_alone_by(self.me)
+            && !self.mutex.queue.has_sleepers_after_rmw()
     }
 }
 
