@@ -254,6 +254,11 @@ WORKLOADS = {
         "inprocess/tokio_spawn_blocking",
         3,
     ),
+    "W20": Workload(
+        "512 sleeping processes woken at once: from the call to the last of them awake",
+        [Metric("last_ms", "last awake, ms", LESS)],
+        "limits/futex",
+    ),
     "W21": Workload(
         "A lock that goes from task to task of one process, by the time of tokio's mutex",
         [

@@ -96,6 +96,7 @@ GOALS = [
     Goal("W17", "ratio", ["strings", "map"], 1.2, []),
     Goal("W17", "ratio", ["eight", "eight_small"], 1.5, []),
     Goal("W17", "ratio", ["queue_of_eight"], 1.15, []),
+    Goal("W20", "last_ms", ["event"], 3.0, ["limits/futex"]),
     # The peer, tokio's mutex, is within the figure.
     *[Goal("W21", f"{runtime}_{tasks}", ["lock"], 1.5, []) for runtime in ("current", "multi") for tasks in (2, 10, 1000)],
     Goal("W5", "msgs_per_s", ["bounded_named"], 1 / 1.15, ["multiprocess/bounded"]),

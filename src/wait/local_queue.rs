@@ -35,7 +35,7 @@
 
 use super::doorbell::{self, Answers, Watches};
 use super::sleepers::{self, Place, Sleeper, Sleepers, Wake};
-use super::spin::Spin;
+use super::spin::{self, Spin, SpinWindow};
 use crate::os::eventfd;
 use crate::os::fork;
 use crate::os::socket;
@@ -145,6 +145,12 @@ impl WaitQueue {
     /// its runtimes listen to that, so it must not wait here without one.
     pub(crate) fn set_own_doorbell(&self, doorbell: Arc<OwnedFd>) {
         let _ = self.own_doorbell.set((doorbell, Watches::new()));
+    }
+
+    /// Begins to spin, for a wait that ends with those of all other processes. If more of them sleep than there are CPUs, nobody spins: it would take
+    /// the CPUs that they are to wake up on.
+    pub(super) fn spin_among_all(&self) -> Option<SpinWindow> {
+        (self.sleepers().count() < spin::cpus()).then(|| self.spin.begin()).flatten()
     }
 
     /// The process that will notify this queue is awake, so the next wait here should spin first.
@@ -294,7 +300,7 @@ impl WaitQueue {
         let id = local.next_id;
         local.next_id += 1;
         local.queue.push_back(Waiting { id, waker: None });
-        self.waiting.store(local.queue.len(), SeqCst);
+        self.waiting.store(local.queue.len(), Release);
         Turn { line: self.clone(), id, has_left: false }
     }
 }
@@ -389,7 +395,7 @@ pub(crate) struct Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if !self.has_left && !fork::is_forked() {
-            self.leave(false, false);
+            self.leave(false, || false);
         }
     }
 }
@@ -444,25 +450,26 @@ impl Turn {
     }
 
     /// Leaves with success: the notice that led to it is used up. The next task tries now, or later if `is_local`.
-    pub(super) fn succeed(mut self, is_local: bool) {
+    pub(super) fn succeed(mut self, is_local: impl FnOnce() -> bool) {
         self.leave(true, is_local);
         self.has_left = true;
     }
 
-    fn leave(&self, succeeded: bool, is_local: bool) {
+    fn leave(&self, succeeded: bool, is_local: impl FnOnce() -> bool) {
         let line = &self.line;
         // Goes after the lock, whose guard comes later.
         let _gone;
         let mut local = lock(&line.local);
         let Ok(at) = local.queue.binary_search_by_key(&self.id, |waiting| waiting.id) else { return };
         _gone = local.queue.remove(at);
-        line.waiting.store(local.queue.len(), SeqCst);
+        // A higher count, seen for longer, costs a look into the queue.
+        line.waiting.store(local.queue.len(), Release);
         if at != 0 {
             return;
         }
         local.ticket = None;
         if let Some(next) = local.queue.front_mut() {
-            let waker = if is_local { None } else { next.waker.take() };
+            let waker = if is_local() { None } else { next.waker.take() };
             drop(local);
             waker.into_iter().for_each(Waker::wake);
             return;

@@ -318,6 +318,11 @@ impl<'a> Sleepers<'a> {
         oldest
     }
 
+    /// Returns how many processes may sleep here; those of the crowd are one.
+    pub(crate) fn count(&self) -> u32 {
+        self.words[MARKS].load(Relaxed).count_ones()
+    }
+
     /// The processes in the list, dead or alive, without the crowd.
     pub(crate) fn list(&self) -> Vec<Sleeper> {
         let entries = self.words[FIRST..].iter().map(|entry| entry.load(Acquire));

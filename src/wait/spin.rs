@@ -52,10 +52,15 @@ impl Default for Spin {
     }
 }
 
+/// CPUs that this process may use, as far as is known.
+pub(super) fn cpus() -> u32 {
+    static CPUS: OnceLock<u32> = OnceLock::new();
+    *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32))
+}
+
 /// On one CPU the other side cannot run while we spin.
 fn has_spare_cpu() -> bool {
-    static CPUS: OnceLock<bool> = OnceLock::new();
-    *CPUS.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
+    cpus() > 1
 }
 
 /// One spell of spinning.

@@ -84,7 +84,7 @@ impl Waiting {
         let result = ready!(self.poll_in_line(line, attempt, has_tried, cx));
         coop.made_progress();
         if let (Ok(_), Some(turn)) = (&result, self.turn.take()) {
-            turn.succeed(attempt.is_local());
+            turn.succeed(|| attempt.is_local());
         }
         Poll::Ready(result)
     }
@@ -185,7 +185,7 @@ pub(crate) async fn until_read<T>(
             }
             if !has_spun {
                 has_spun = true;
-                window = line.spin.begin();
+                window = line.spin_among_all();
                 let found = window.as_ref().and_then(|window| line.spin.in_place(window, &mut attempt));
                 if let Some(value) = found {
                     return Poll::Ready(Ok(value));
@@ -291,7 +291,7 @@ pub(crate) fn until_blocking_in_turn<T>(
         if turn.is_front(&parker.waker)
             && let Some(value) = try_before_sleep(&turn, &parker.waker, &mut attempt, || Ok(()))?
         {
-            turn.succeed(attempt.is_local());
+            turn.succeed(|| attempt.is_local());
             return Ok(Some(value));
         }
         if !parker.until(deadline)? {

@@ -89,7 +89,7 @@ impl Waiters {
             return Ok(Some(value));
         }
         let spin = &self.line.spin;
-        let window = spin.begin();
+        let window = self.line.spin_among_all();
         // This thread has no other tasks, and yielding the CPU while another thread wants it would lose a time slice.
         while let Some(window) = &window {
             if let Some(value) = spin.in_place(window, &mut attempt) {

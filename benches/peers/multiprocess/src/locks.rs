@@ -1,10 +1,14 @@
-//! W8m and W8n.
+//! W8m, W8n, W20 and W21.
 
 use super::block_on;
 use mpbench::cli::Metrics;
+use mpbench::crowd::{Crowd, WAKES, last_awake};
+use mpbench::shm::{self, Shared};
+use mpbench::size::SLEEPERS;
 use mpbench::stats::{quantile, timed};
 use mpbench::sys;
-use multiprocess::{Lock, Process, Queue};
+use multiprocess::{Event, Fd, Lock, Process, Queue};
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 /// Acquisitions of all processes together.
@@ -114,4 +118,23 @@ pub fn hand_over() -> Metrics {
         }
     }
     metrics
+}
+
+fn sleep(events: Vec<Event>, page: Fd<File>) {
+    let crowd: Shared<Crowd> = unsafe { Shared::in_file(&page) };
+    crowd.sleeper(|wake| events[wake as usize].blocking_wait().unwrap());
+}
+
+pub(crate) fn wake_all() -> Metrics {
+    block_on(async {
+        let events: Vec<_> = (0..WAKES).map(|_| Event::new().unwrap()).collect();
+        let page = shm::page();
+        let start = |_| Process::spawn(sleep, (events.clone(), Fd::new(page.try_clone().unwrap()))).unwrap();
+        let children: Vec<_> = (0..SLEEPERS).map(start).collect();
+        let metrics = last_awake(unsafe { Shared::in_file(&page) }, |wake| events[wake as usize].set());
+        for mut child in children {
+            child.join().await.unwrap();
+        }
+        metrics
+    })
 }

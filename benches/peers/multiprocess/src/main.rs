@@ -671,6 +671,7 @@ fn main() {
             case("W8", "async", lock_awaited),
             case("W8m", "blocking", locks::crowds),
             case("W8n", "lock", locks::create),
+            case("W20", "event", locks::wake_all),
             case("W21", "lock", locks::hand_over),
             case("W9", "lock", increments),
             case("W9", "fetch_add", memory::fetch_add),
