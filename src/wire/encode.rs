@@ -155,10 +155,9 @@ fn as_it_is<T: 'static>(value: &T) -> Option<&[u8]> {
 }
 
 /// Encodes a value that borrows, to be decoded as the owned twin of its type, which must not be bytes or numbers.
-pub(crate) fn encode_by_serde<T: Serialize>(value: &T) -> Result<Message> {
+fn encode_by_serde<T: Serialize>(value: &T) -> Result<Message> {
     let mut encoded = spare();
-    let (result, attachments) = attach::collect(|| format::append(value, &mut encoded));
-    result.map_err(|error| unwritable::<T>(error.to_string()))?;
+    let attachments = append_by_serde(value, &mut encoded)?;
     Ok(Message { encoded: Some(encoded), attachments })
 }
 
@@ -169,6 +168,11 @@ pub(crate) fn append<T: Serialize + 'static>(value: &T, to: &mut Vec<u8>) -> Res
         to.extend_from_slice(bytes);
         return Ok(Vec::new());
     }
+    append_by_serde(value, to)
+}
+
+/// [`append`] in serde's form, also for a type that has another.
+pub(crate) fn append_by_serde<T: Serialize>(value: &T, to: &mut Vec<u8>) -> Result<Vec<Attachment>> {
     let start = to.len();
     let (result, attachments) = attach::collect(|| format::append(value, to));
     result.map(|()| attachments).map_err(|error| {

@@ -17,7 +17,7 @@ pub(crate) use attach::Attachment;
 pub use attach::Fd;
 pub(crate) use buffers::{keep, spare, with_room};
 pub(crate) use encode::{
-    Buffer, EncodedMessage, Message, Parcel, Payload, append, as_plain, decode, decode_bytes, encode, encode_by_serde,
+    Buffer, EncodedMessage, Message, Parcel, Payload, append, append_by_serde, as_plain, decode, decode_bytes, encode,
     from_bytes, most_through_buffer, needs_memory, needs_memory_beside_buffer, takes_buffer, to_bytes,
 };
 pub use limits::{Deep, with_depth_limit, with_depth_limit_async};

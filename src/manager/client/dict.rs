@@ -3,7 +3,6 @@
 use crate::channel::Item;
 use crate::error::Result;
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::lent;
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -68,7 +67,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.0.lend(|dict, key: K| lent(&dict.get::<K>(&key)), key).await
+        self.0.lend(|dict, key: K, answer| answer.lend_part(&dict.get::<K>(&key)), key).await
     }
 
     /// Removes a key and returns its value, or `None` if there is no such key.
@@ -93,7 +92,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.0.lend(|dict, key: K| lent(&dict.remove::<K>(&key)), key).await
+        self.0.lend(|dict, key: K, answer| answer.lend_part(&dict.remove::<K>(&key)), key).await
     }
 
     /// Returns `true` if there is such a key.
@@ -105,7 +104,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.0.lend(|dict, key: K| lent(&dict.contains_key::<K>(&key)), key).await
+        self.0.lend(|dict, key: K, answer| answer.lend_part(&dict.contains_key::<K>(&key)), key).await
     }
 
     /// Returns the number of keys.
@@ -140,7 +139,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn keys(&self) -> Result<Vec<K>> {
-        self.0.lend(|dict, ()| lent(&dict.keys().collect::<Vec<_>>()), &()).await
+        self.0.lend(|dict, (), answer| answer.lend_part(&dict.keys().collect::<Vec<_>>()), &()).await
     }
 
     /// Returns a copy of all values, as they are at one moment.
@@ -148,7 +147,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn values(&self) -> Result<Vec<V>> {
-        self.0.lend(|dict, ()| lent(&dict.values().collect::<Vec<_>>()), &()).await
+        self.0.lend(|dict, (), answer| answer.lend_part(&dict.values().collect::<Vec<_>>()), &()).await
     }
 
     /// Returns a copy of all keys and values, as they are at one moment.
@@ -156,7 +155,7 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn items(&self) -> Result<Vec<(K, V)>> {
-        self.0.lend(|dict, ()| lent(&dict.iter().collect::<Vec<_>>()), &()).await
+        self.0.lend(|dict, (), answer| answer.lend_part(&dict.iter().collect::<Vec<_>>()), &()).await
     }
 
     /// Removes all keys and values.

@@ -3,7 +3,7 @@
 use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::lent;
+use crate::manager::wire::messages::Writer;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,7 @@ impl<T: Item> ListProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn get(&self, at: usize) -> Result<Option<T>> {
-        self.0.lend(|list, at: usize| lent(&list.get(at)), &at).await
+        self.0.lend(|list, at: usize, answer| answer.lend_part(&list.get(at)), &at).await
     }
 
     /// Replaces the element at index `at`.
@@ -186,9 +186,9 @@ impl<T: Item> ListProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn slice(&self, at: usize, len: usize) -> Result<Vec<T>> {
-        let slice = |list: &mut Vec<T>, (at, len): (usize, usize)| {
+        let slice = |list: &mut Vec<T>, (at, len): (usize, usize), answer: &mut Writer| {
             let end = at.saturating_add(len).min(list.len());
-            lent(list.get(at..end).unwrap_or_default())
+            answer.lend_part(list.get(at..end).unwrap_or_default())
         };
         self.0.lend(slice, &(at, len)).await
     }

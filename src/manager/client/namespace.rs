@@ -3,9 +3,8 @@
 use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::{Lend, lent};
+use crate::manager::wire::messages::{Lend, Writer};
 use crate::manager::wire::method::{Exposed, Lent, call_op, make_op};
-use crate::wire::Message;
 use serde::{Deserialize, Serialize};
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
@@ -100,13 +99,13 @@ fn set<T: Send + 'static>(names: &mut Names, name: String, value: T) {
     names.insert(name, Named { value: Box::new(value), type_name: type_name::<T>() });
 }
 
-fn get<T: Serialize + 'static>(names: &mut Names, name: String) -> Result<Message> {
-    let Some(named) = names.get(&name) else { return lent(&None::<&T>) };
+fn get<T: Serialize + 'static>(names: &mut Names, name: String, answer: &mut Writer) -> Result<()> {
+    let Some(named) = names.get(&name) else { return answer.lend_part(&None::<&T>) };
     let value = named.value.downcast_ref::<T>().ok_or_else(|| {
         let why = format!("{name} is a {}, not a {}", named.type_name, type_name::<T>());
         Error::new(ErrorKind::Decode, why)
     })?;
-    lent(&Some(value))
+    answer.lend_part(&Some(value))
 }
 
 fn remove(names: &mut Names, name: String) -> bool {

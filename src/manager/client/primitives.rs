@@ -3,8 +3,8 @@
 use crate::error::{Error, ErrorKind, LockError, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::client::waits::{Asked, in_time};
-use crate::manager::wire::waiting::{End, Ticket, Try, Waits, ready, too_late};
-use crate::wire::Message;
+use crate::manager::wire::messages::Writer;
+use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -34,9 +34,9 @@ impl LockObject {
         Some(self.was_orphaned)
     }
 
-    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
+    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
         match (self.take(now.ticket), *may_wait) {
-            (Some(is_orphaned), _) => ready(&is_orphaned),
+            (Some(is_orphaned), _) => Poll::Ready(answer.lend_part(&is_orphaned)),
             (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "the lock is held"))),
             (None, _) => Poll::Pending,
         }
@@ -176,12 +176,12 @@ impl SemaphoreObject {
         Self { available, held: HashSet::new() }
     }
 
-    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
+    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
         match (self.available.checked_sub(1), *may_wait) {
             (Some(left), _) => {
                 self.available = left;
                 self.held.insert(now.ticket);
-                ready(&())
+                Poll::Ready(answer.lend_part(&()))
             }
             (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "there is no permit"))),
             (None, _) => Poll::Pending,
@@ -291,6 +291,12 @@ pub(crate) struct EventObject(bool);
 
 impl Waits for EventObject {}
 
+impl EventObject {
+    fn wait(&mut self, _: &mut Option<()>, _: Try, answer: &mut Writer) -> Poll<Result<()>> {
+        if self.0 { Poll::Ready(answer.lend_part(&())) } else { Poll::Pending }
+    }
+}
+
 /// A handle of an event that lives in a manager's process: a flag that tasks wait for.
 ///
 /// Created by [`Manager::event`](crate::Manager::event), not set. It is for programs that share no memory, such as those on
@@ -361,8 +367,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn wait(&self) -> Result<()> {
-        let wait = |flag: &mut EventObject, _: &mut Option<()>, _: Try| if flag.0 { ready(&()) } else { Poll::Pending };
-        self.0.wait_and_take(None, wait, ()).await
+        self.0.wait_and_take(None, EventObject::wait, ()).await
     }
 
     /// Waits as [`wait`](Self::wait), but gives up after `timeout`. The timeout is real time: see
@@ -389,7 +394,7 @@ impl BarrierObject {
         Self { count, waiting: Vec::new(), released: HashMap::new(), is_broken: false }
     }
 
-    fn wait(&mut self, args: &mut Option<()>, now: Try) -> Poll<Result<Message>> {
+    fn wait(&mut self, args: &mut Option<()>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
         let ticket = now.ticket;
         if args.take().is_some() {
             if self.is_broken {
@@ -402,7 +407,7 @@ impl BarrierObject {
             }
         }
         match self.released.remove(&ticket) {
-            Some(Some(index)) => ready(&index),
+            Some(Some(index)) => Poll::Ready(answer.lend_part(&index)),
             Some(None) => Poll::Ready(Err(broken())),
             None if now.is_late => {
                 self.leave(ticket);
@@ -561,13 +566,13 @@ pub(crate) struct ConditionObject {
 }
 
 impl ConditionObject {
-    fn lock(&mut self, _: &mut Option<()>, now: Try) -> Poll<Result<Message>> {
-        self.lock.take(now.ticket).map_or(Poll::Pending, |is_orphaned| ready(&is_orphaned))
+    fn lock(&mut self, _: &mut Option<()>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
+        self.lock.take(now.ticket).map_or(Poll::Pending, |is_orphaned| Poll::Ready(answer.lend_part(&is_orphaned)))
     }
 
     /// `guard` is the request that the asker got the lock by. Answers whether the lock was left by the dead, and whether
     /// there was a notice.
-    fn wait(&mut self, guard: &mut Option<(u64,)>, now: Try) -> Poll<Result<Message>> {
+    fn wait(&mut self, guard: &mut Option<(u64,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
         let ticket = now.ticket;
         if let Some((guard,)) = guard.take() {
             if self.lock.holder != Some((ticket.0, guard)) {
@@ -585,7 +590,7 @@ impl ConditionObject {
             Some(is_orphaned) => {
                 self.woken.remove(&ticket);
                 self.used = is_noticed.then_some(ticket);
-                ready(&(is_orphaned, is_noticed))
+                Poll::Ready(answer.lend_part(&(is_orphaned, is_noticed)))
             }
             None => Poll::Pending,
         }

@@ -3,10 +3,9 @@
 use crate::error::{Error, Result};
 use crate::manager::client::handle::{self, Handle};
 use crate::manager::client::link::Link;
-use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer, lent};
+use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer};
 use crate::manager::wire::method::{self, Lent, Maker, Method, Owned};
 use crate::process::function::{Arguments, captures_nothing};
-use crate::wire::Message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -96,22 +95,16 @@ impl<T: Send + 'static> Proxy<T> {
 
     /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are an `A` as the caller has
     /// it, borrowed.
-    pub(crate) fn lend<R, F, A>(&self, g: F, args: &(impl Serialize + ?Sized)) -> impl Future<Output = Result<R>>
+    pub(crate) async fn lend<R, F, A>(&self, g: F, args: &(impl Serialize + ?Sized)) -> Result<R>
     where
         R: DeserializeOwned + 'static,
-        F: Fn(&mut T, A) -> Result<Message> + Copy + 'static,
+        F: Fn(&mut T, A, &mut Writer) -> Result<()> + Copy + 'static,
         A: DeserializeOwned + Send + 'static,
     {
         let mut request = self.handle.link.request(messages::CALL);
-        let request = request.encode(|| lent(args)).map(|message| {
-            request.number(1);
-            request.op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).value(&message);
-            request
-        });
-        async move {
-            let Lend(value) = self.handle.link.ask(request?).await?.part()?;
-            Ok(value)
-        }
+        request.number(1).op(&method::call_op::<F, T, Lend<A>, Lent>(self.handle.object, g)).lend(args)?;
+        let Lend(value) = self.handle.link.ask(request).await?.part()?;
+        Ok(value)
     }
 }
 

@@ -4,8 +4,8 @@ use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::client::waits::in_time;
-use crate::manager::wire::waiting::{End, Ticket, Try, Waits, ready, too_late};
-use crate::wire::Message;
+use crate::manager::wire::messages::Writer;
+use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::task::Poll;
@@ -87,7 +87,7 @@ impl<T: Send + 'static> Waits for QueueObject<T> {
     }
 }
 
-fn put<T>(queue: &mut QueueObject<T>, item: &mut Option<(T,)>, now: Try) -> Poll<Result<Message>> {
+fn put<T>(queue: &mut QueueObject<T>, item: &mut Option<(T,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
     if queue.is_closed {
         return Poll::Ready(Err(Error::closed("queue")));
     }
@@ -95,7 +95,7 @@ fn put<T>(queue: &mut QueueObject<T>, item: &mut Option<(T,)>, now: Try) -> Poll
         return if now.is_late { Poll::Ready(Err(too_late("the queue had no room"))) } else { Poll::Pending };
     }
     try_put(queue, item);
-    ready(&())
+    Poll::Ready(answer.lend_part(&()))
 }
 
 fn try_put<T>(queue: &mut QueueObject<T>, item: &mut Option<(T,)>) {
@@ -106,7 +106,12 @@ fn try_put<T>(queue: &mut QueueObject<T>, item: &mut Option<(T,)>) {
     }
 }
 
-fn get<T: Serialize>(queue: &mut QueueObject<T>, may_wait: &mut Option<(bool,)>, now: Try) -> Poll<Result<Message>> {
+fn get<T: Serialize>(
+    queue: &mut QueueObject<T>,
+    may_wait: &mut Option<(bool,)>,
+    now: Try,
+    answer: &mut Writer,
+) -> Poll<Result<()>> {
     let Some(item) = queue.items.pop_front() else {
         return match (queue.is_over(), *may_wait) {
             (true, _) => Poll::Ready(Err(Error::closed("queue"))),
@@ -115,14 +120,14 @@ fn get<T: Serialize>(queue: &mut QueueObject<T>, may_wait: &mut Option<(bool,)>,
         };
     };
     *may_wait = None;
-    let answer = ready(&item.1);
+    let answered = answer.lend_part(&item.1);
     // Also if it could not be written: then it is given back.
     queue.taken.insert(now.ticket, item);
-    answer
+    Poll::Ready(answered)
 }
 
-fn join<T>(queue: &mut QueueObject<T>, _: &mut Option<()>, _: Try) -> Poll<Result<Message>> {
-    if queue.unfinished == 0 { ready(&()) } else { Poll::Pending }
+fn join<T>(queue: &mut QueueObject<T>, _: &mut Option<()>, _: Try, answer: &mut Writer) -> Poll<Result<()>> {
+    if queue.unfinished == 0 { Poll::Ready(answer.lend_part(&())) } else { Poll::Pending }
 }
 
 impl<T: Item> QueueProxy<T> {

@@ -3,7 +3,6 @@
 use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
-use crate::manager::wire::messages::lent;
 use crate::sync::{Integer, of_word, to_word};
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +40,7 @@ impl<T: Item> ValueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn get(&self) -> Result<T> {
-        self.0.lend(|one, ()| lent(&one.0), &()).await
+        self.0.lend(|one, (), answer| answer.lend_part(&one.0), &()).await
     }
 
     /// Replaces the value.
@@ -182,7 +181,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn get(&self, index: usize) -> Result<Option<T>> {
-        self.0.lend(|row, index: usize| lent(&row.0.get(index)), &index).await
+        self.0.lend(|row, index: usize, answer| answer.lend_part(&row.0.get(index)), &index).await
     }
 
     /// Replaces the element at `index`.
@@ -220,7 +219,7 @@ impl<T: Item> ArrayProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn to_vec(&self) -> Result<Vec<T>> {
-        self.0.lend(|row, ()| lent(&row.0), &()).await
+        self.0.lend(|row, (), answer| answer.lend_part(&row.0), &()).await
     }
 
     /// Runs `f` on all elements in the manager's process, as one step: no other call sees the array in between.

@@ -13,8 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::handle::Handle;
 use crate::manager::client::proxy::Proxy;
 use crate::manager::wire::messages::{self, Lend, Reader, Writer};
-use crate::manager::wire::method::{self, Waiting};
-use crate::manager::wire::waiting::{Waitable, Waits};
+use crate::manager::wire::method::{self, Invoke, Waiting};
 use crate::os::{fault, reactor, timer};
 use serde::de::DeserializeOwned;
 use std::pin::pin;
@@ -31,14 +30,13 @@ pub(crate) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Res
     waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("{what} within {timeout:?}"))))
 }
 
-impl<T> Proxy<T> {
+impl<T: Send + 'static> Proxy<T> {
     /// Runs `f` until it is ready. The [`Asked`] holds what it brought. After `timeout`, `f` runs once more as late, and decides the
     /// outcome.
     pub(crate) async fn wait<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
     where
-        T: Waits,
         R: DeserializeOwned + 'static,
-        F: Waitable<T, A>,
+        F: Invoke<T, A, Waiting>,
         A: Item,
     {
         let handle: Arc<Handle> = self.handle.clone();
@@ -54,9 +52,8 @@ impl<T> Proxy<T> {
     /// As [`wait`](Self::wait), and takes what it brought.
     pub(crate) async fn wait_and_take<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<R>
     where
-        T: Waits,
         R: DeserializeOwned + 'static,
-        F: Waitable<T, A>,
+        F: Invoke<T, A, Waiting>,
         A: Item,
     {
         let (value, asked) = self.wait(timeout, f, args).await?;

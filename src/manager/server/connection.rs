@@ -215,7 +215,7 @@ mod tests {
     use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
     use crate::manager::wire::waiting::Try;
     use crate::os::socket::packet_pair;
-    use crate::wire::{Attachment, Message};
+    use crate::wire::Attachment;
     use std::sync::atomic::AtomicBool;
     use std::sync::atomic::Ordering::SeqCst;
     use std::task::Poll;
@@ -249,7 +249,7 @@ mod tests {
         is_let_go([ErrorKind::Io]).await;
     }
 
-    fn waits(_: &mut QueueObject<u32>, _: &mut Option<(u32,)>, _: Try) -> Poll<Result<Message>> {
+    fn waits(_: &mut QueueObject<u32>, _: &mut Option<(u32,)>, _: Try, _: &mut Writer) -> Poll<Result<()>> {
         Poll::Pending
     }
 

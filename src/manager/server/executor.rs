@@ -5,7 +5,7 @@ use super::state::{Job, Next, Server, Task};
 use crate::error::Error;
 use crate::manager::wire::local::AT_WORK_ON;
 use crate::manager::wire::messages::{self, Op, Reader, Writer};
-use crate::manager::wire::method::Frame;
+use crate::manager::wire::method::{Attempt, Frame};
 use crate::os::fault;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
@@ -129,7 +129,7 @@ impl Server {
                 (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
             } else if let Some(object) = self.objects.find(op.object) {
                 if let (Some(wait), Some(connection)) = (&frame.wait, &job.reply_to) {
-                    lock(&connection.asked).insert(wait.ticket.1, object.clone());
+                    lock(&connection.asked).insert(wait.now.ticket.1, object.clone());
                 }
                 (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
                 return object.take_turn(job);
@@ -175,14 +175,14 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> bool {
             if let Some(settle) = frame.wait.as_ref().and_then(|wait| wait.settle) {
                 object.settle.get_or_init(|| settle);
             }
-            let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(|wait| wait.has_to_wait);
+            let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(Attempt::has_to_wait);
             if let Err(error) = result {
                 frame.out.error(&error);
             }
             job.next = has_to_wait.then_some(Next::Run(op));
         }
         Next::Settle(ticket, end) => {
-            let is_its = |job: &mut Box<Job>| job.frame.wait.as_ref().is_some_and(|wait| wait.ticket == ticket);
+            let is_its = |job: &mut Box<Job>| job.frame.wait.as_ref().is_some_and(|wait| wait.now.ticket == ticket);
             let waited: Vec<_> = lock(&object.parked).extract_if(.., is_its).collect();
             if let (Some(settle), Some(value)) = (object.settle.get(), &mut value) {
                 survive(|| settle(&mut **value, ticket, end));
@@ -191,9 +191,9 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> bool {
         }
         Next::Expire(ticket) => {
             let mut parked = lock(&object.parked);
-            let wait = parked.iter_mut().filter_map(|job| job.frame.wait.as_mut()).find(|wait| wait.ticket == ticket);
+            let mut waits = parked.iter_mut().filter_map(|job| job.frame.wait.as_mut());
             // It is tried again, as all are.
-            wait.into_iter().for_each(|wait| wait.is_late = true);
+            waits.find(|wait| wait.now.ticket == ticket).into_iter().for_each(|wait| wait.now.is_late = true);
         }
     }
     *lock(&object.value) = value;

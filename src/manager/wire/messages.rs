@@ -12,7 +12,7 @@
 
 use super::marshal::{End, Kept, Marshal, Travelling};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::{self, Attachment, EncodedMessage, Message, Parcel};
+use crate::wire::{self, Attachment, EncodedMessage, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -67,11 +67,6 @@ pub(crate) const CONNECTION: u64 = u64::MAX;
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Lend<A: ?Sized>(pub(crate) A);
 
-/// A value that an object lends, as a [`Lend`].
-pub(crate) fn lent<T: Serialize + ?Sized>(value: &T) -> Result<Message> {
-    wire::encode_by_serde(&Lend(value))
-}
-
 /// One operation of a call.
 pub(crate) struct Op {
     pub(crate) object: u64,
@@ -108,53 +103,51 @@ impl Writer {
         writer
     }
 
-    /// Encodes what becomes part of it.
-    pub(crate) fn encode(&mut self, encode: impl FnOnce() -> Result<Message>) -> Result<Message> {
-        let message = self.marshal.run(encode)?;
-        self.check_carried(&message.attachments).map(|()| message)
-    }
-
-    fn check_carried(&self, attachments: &[Attachment]) -> Result<()> {
-        match attachments.is_empty() || self.marshal.end.as_ref().is_some_and(|end| end.carries_descriptors()) {
-            true => Ok(()),
-            false => {
-                Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host"))
-            }
-        }
-    }
-
     /// Appends a value, encoded in its place. After an error it is as before.
     #[inline]
     pub(crate) fn append<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
+        self.append_by(|bytes| wire::append(value, bytes))
+    }
+
+    /// Appends a borrowed value, as a [`Lend`]. After an error it is as before.
+    pub(crate) fn lend<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        self.append_by(|bytes| wire::append_by_serde(&Lend(value), bytes))
+    }
+
+    #[inline]
+    fn append_by(&mut self, append: impl FnOnce(&mut Vec<u8>) -> Result<Vec<Attachment>>) -> Result<()> {
         let start = self.bytes.len();
         self.number(0).number(0);
         let bytes = &mut self.bytes;
-        let appended = self.marshal.run(|| wire::append(value, bytes));
-        match appended.and_then(|attachments| self.check_carried(&attachments).map(|()| attachments)) {
-            Ok(attachments) => {
-                self.amend(start, (self.bytes.len() - start - 16) as u64);
-                if !attachments.is_empty() {
-                    self.amend(start + 8, attachments.len() as u64);
-                    self.attachments.extend(attachments);
-                }
-                Ok(())
+        let attachments = self.marshal.run(|| append(bytes)).and_then(|attachments| {
+            let is_carried = || self.marshal.end.as_ref().is_some_and(|end| end.carries_descriptors());
+            if attachments.is_empty() || is_carried() {
+                return Ok(attachments);
             }
-            Err(error) => {
-                self.bytes.truncate(start);
-                Err(error)
-            }
-        }
+            Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host"))
+        });
+        let attachments = attachments.inspect_err(|_| self.bytes.truncate(start))?;
+        self.amend(start, (self.bytes.len() - start - 16) as u64);
+        self.amend(start + 8, attachments.len() as u64);
+        self.attachments.extend(attachments);
+        Ok(())
     }
 
     /// Appends an answer's part. After an error it is as before.
     #[inline]
     pub(crate) fn append_part<T: Serialize + 'static>(&mut self, value: &T) -> Result<()> {
-        self.bytes.push(VALUE);
-        let appended = self.append(value);
-        if appended.is_err() {
-            self.bytes.pop();
-        }
-        appended
+        self.part(VALUE, |answer| answer.append(value))
+    }
+
+    /// Appends an answer's part that is borrowed. After an error it is as before.
+    pub(crate) fn lend_part<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        self.part(VALUE, |answer| answer.lend(value))
+    }
+
+    #[inline]
+    fn part(&mut self, status: u8, append: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.bytes.push(status);
+        append(self).inspect_err(|_| _ = self.bytes.pop())
     }
 
     /// Handles that must live until the request is sent.
@@ -186,19 +179,6 @@ impl Writer {
         self.number(op.object).number(op.entry).number(op.fingerprint)
     }
 
-    /// Appends a value that was encoded by serde.
-    pub(crate) fn value(&mut self, message: &Message) {
-        let payload = message.payload(&());
-        self.number(payload.len() as u64).number(message.attachments.len() as u64);
-        self.bytes.extend_from_slice(payload);
-        self.attachments.extend_from_slice(&message.attachments);
-    }
-
-    pub(crate) fn part(&mut self, message: &Message) {
-        self.bytes.push(VALUE);
-        self.value(message);
-    }
-
     /// Appends an answer's part: a handle of an object that the connection holds for it.
     pub(crate) fn reference(&mut self, object: u64) -> Result<()> {
         self.marshal.references.push_back(object);
@@ -206,12 +186,8 @@ impl Writer {
     }
 
     pub(crate) fn error(&mut self, error: &Error) {
-        self.bytes.push(ERROR);
-        match wire::encode_by_serde(error) {
-            Ok(message) => self.value(&message),
-            // An error is made of texts and numbers, so this does not happen.
-            Err(_) => _ = self.number(0).number(0),
-        }
+        // An error is made of texts and numbers, so this does not fail.
+        let _ = self.part(ERROR, |answer| answer.append(error));
     }
 
     /// The number of an answer.

@@ -1,12 +1,11 @@
 //! Functions that make an object or work on one, and how they are entered where the object is.
 
 use super::messages::{Lend, MAKER, Op, Reader, Span, Writer, malformed};
-use super::waiting::{self, Settle, Ticket, Try, Waitable, Waits};
+use super::waiting::{self, Settle, Ticket, Try, Waits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::image::{self, Enter};
 use crate::process::entry::{catch_panic, fingerprint};
 use crate::process::function::{captures_nothing, up_to_eleven};
-use crate::wire::{self, Message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::{Any, type_name};
@@ -117,8 +116,8 @@ pub(crate) trait Invoke<T, A, M>: Copy + 'static {
     /// How what it brings is settled, if it may have to wait.
     const SETTLE: Option<Settle> = None;
 
-    /// Takes the arguments, unless it has to wait.
-    fn invoke(self, object: &mut T, args: &mut Option<A>, wait: &mut Option<Attempt>, out: &mut Writer) -> Result<()>;
+    /// Takes the arguments, unless it has to wait, and appends the result.
+    fn invoke(self, object: &mut T, args: &mut Option<A>, now: Option<Try>, out: &mut Writer) -> Poll<Result<()>>;
 }
 
 /// Marks a method that returns a value.
@@ -131,63 +130,50 @@ pub(crate) enum Lent {}
 pub(crate) enum Waiting {}
 
 impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
-    fn invoke(self, object: &mut T, args: &mut Option<A>, _: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
+    fn invoke(self, object: &mut T, args: &mut Option<A>, _: Option<Try>, out: &mut Writer) -> Poll<Result<()>> {
         let value = self.call(object, args.take().ok_or_else(malformed)?);
-        out.append_part(&value)
+        Poll::Ready(out.append_part(&value))
     }
 }
 
-impl<F: Fn(&mut T, A) -> Result<Message> + Copy + 'static, T, A> Invoke<T, Lend<A>, Lent> for F {
-    fn invoke(
-        self,
-        object: &mut T,
-        args: &mut Option<Lend<A>>,
-        _: &mut Option<Attempt>,
-        out: &mut Writer,
-    ) -> Result<()> {
+impl<F, T, A> Invoke<T, Lend<A>, Lent> for F
+where
+    F: Fn(&mut T, A, &mut Writer) -> Result<()> + Copy + 'static,
+{
+    fn invoke(self, object: &mut T, args: &mut Option<Lend<A>>, _: Option<Try>, out: &mut Writer) -> Poll<Result<()>> {
         let Lend(args) = args.take().ok_or_else(malformed)?;
-        let message = out.encode(|| self(object, args))?;
-        out.part(&message);
-        Ok(())
+        Poll::Ready(self(object, args, out))
     }
 }
 
-impl<F: Waitable<T, A>, T: Waits, A> Invoke<T, A, Waiting> for F {
+impl<F, T: Waits, A> Invoke<T, A, Waiting> for F
+where
+    F: Fn(&mut T, &mut Option<A>, Try, &mut Writer) -> Poll<Result<()>> + Copy + 'static,
+{
     const SETTLE: Option<Settle> = Some(waiting::settle::<T>);
 
-    fn invoke(self, object: &mut T, args: &mut Option<A>, wait: &mut Option<Attempt>, out: &mut Writer) -> Result<()> {
-        let wait = wait.as_mut().ok_or_else(malformed)?;
-        let now = Try { ticket: wait.ticket, is_late: wait.is_late };
-        let message = out.encode(|| match self(object, args, now) {
-            Poll::Ready(message) => message,
-            Poll::Pending => {
-                wait.has_to_wait = true;
-                wire::encode(&())
-            }
-        })?;
-        if !wait.has_to_wait {
-            out.part(&message);
-        }
-        Ok(())
+    fn invoke(self, object: &mut T, args: &mut Option<A>, now: Option<Try>, out: &mut Writer) -> Poll<Result<()>> {
+        self(object, args, now.ok_or_else(malformed)?, out)
     }
 }
 
 /// An operation that may have to wait.
 pub(crate) struct Attempt {
-    pub(crate) ticket: Ticket,
-    /// It is to be tried again.
-    pub(crate) has_to_wait: bool,
-    /// Its caller's time is over.
-    pub(crate) is_late: bool,
-    /// How what it brings is settled.
+    pub(crate) now: Try,
+    /// How what it brings is settled; known once it was tried.
     pub(crate) settle: Option<Settle>,
-    /// The rest of its arguments, since the first try.
+    /// The rest of its arguments, while it has to wait.
     kept: Option<Box<dyn Any + Send>>,
 }
 
 impl Attempt {
     pub(crate) fn new(ticket: Ticket) -> Self {
-        Self { ticket, has_to_wait: false, is_late: false, settle: None, kept: None }
+        Self { now: Try { ticket, is_late: false }, settle: None, kept: None }
+    }
+
+    /// Returns `true` if it is to be tried again.
+    pub(crate) fn has_to_wait(&self) -> bool {
+        self.kept.is_some()
     }
 }
 
@@ -270,39 +256,9 @@ where
 
     fn enter(f: F, frame: &mut dyn Any) {
         let Some(frame) = frame.downcast_mut::<Frame>() else { return };
-        if frame.wait.is_some() != F::SETTLE.is_some() {
-            return;
+        if frame.wait.is_some() == F::SETTLE.is_some() {
+            frame.result = Some(frame.call::<F, T, A, M>(f));
         }
-        let kept = frame.wait.as_mut().and_then(|wait| {
-            (wait.settle, wait.has_to_wait) = (F::SETTLE, false);
-            wait.kept.take()
-        });
-        let args = match kept {
-            None => frame.arguments::<F, A, T>().map(Some),
-            Some(kept) => kept.downcast::<Option<A>>().map(|args| *args).map_err(|_| malformed()),
-        };
-        let called = args.and_then(|mut args| {
-            let object = frame.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
-                Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()))
-            })?;
-            if F::SETTLE.is_none() {
-                return f.invoke(object, &mut args, &mut frame.wait, &mut frame.out);
-            }
-            // The rest of the arguments is the user's; its drop may panic.
-            let invoked = catch_panic(|| f.invoke(object, &mut args, &mut frame.wait, &mut frame.out));
-            match &mut frame.wait {
-                Some(wait) if wait.has_to_wait => wait.kept = Some(Box::new(args)),
-                _ => {
-                    let dropped = catch_panic(|| {
-                        drop(args);
-                        Ok(())
-                    });
-                    return invoked.and(dropped);
-                }
-            }
-            invoked
-        });
-        frame.result = Some(called);
     }
 }
 
@@ -325,6 +281,40 @@ impl Frame {
         let called =
             entered.and_then(|()| self.result.take().unwrap_or_else(|| Err(Error::new(ErrorKind::Decode, why))));
         called.inspect_err(|_| self.out.truncate(start))
+    }
+
+    fn call<F, T, A, M>(&mut self, f: F) -> Result<()>
+    where
+        F: Invoke<T, A, M>,
+        T: 'static,
+        A: DeserializeOwned + Send + 'static,
+    {
+        let kept = self.wait.as_mut().and_then(|wait| {
+            wait.settle = F::SETTLE;
+            wait.kept.take()
+        });
+        let mut args = match kept {
+            None => Some(self.arguments::<F, A, T>()?),
+            Some(kept) => *kept.downcast::<Option<A>>().map_err(|_| malformed())?,
+        };
+        let object = self.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
+            Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()))
+        })?;
+        let Some(wait) = &mut self.wait else {
+            let Poll::Ready(done) = f.invoke(object, &mut args, None, &mut self.out) else { return Err(malformed()) };
+            return done;
+        };
+        // The rest of the arguments is the user's; its drop may panic.
+        let invoked = catch_panic(|| Ok(f.invoke(object, &mut args, Some(wait.now), &mut self.out)));
+        let Poll::Ready(done) = invoked.unwrap_or_else(|panic| Poll::Ready(Err(panic))) else {
+            wait.kept = Some(Box::new(args));
+            return Ok(());
+        };
+        let dropped = catch_panic(|| {
+            drop(args);
+            Ok(())
+        });
+        done.and(dropped)
     }
 
     /// The arguments, if they were encoded for exactly these types.

@@ -4,31 +4,20 @@
 //! the turn nor a thread, and is tried again after every change. What it brings (an item, a permit) belongs to the
 //! caller under a ticket, until the caller acknowledges it or gives it back. A client that disconnects gives everything back.
 
-use super::messages::lent;
-use crate::error::{Error, ErrorKind, Result};
-use crate::wire::Message;
-use serde::Serialize;
+use crate::error::{Error, ErrorKind};
 use std::any::Any;
-use std::task::Poll;
 
 /// The caller: its connection, and the number of the request there.
 pub(crate) type Ticket = (u64, u64);
 
-/// One try of an operation that may have to wait.
+/// One try of an operation that may have to wait. Such an operation takes of its arguments what it needs no more, and appends its
+/// answer, unless it is pending.
 #[derive(Clone, Copy)]
 pub(crate) struct Try {
     pub(crate) ticket: Ticket,
     /// The caller's time is over: what cannot be done at once is not done.
     pub(crate) is_late: bool,
 }
-
-/// A waitable operation on a `T`. It takes of its arguments what it needs no more, and is pending if it has to wait.
-pub(crate) trait Waitable<T, A>:
-    Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static
-{
-}
-
-impl<F: Fn(&mut T, &mut Option<A>, Try) -> Poll<Result<Message>> + Copy + 'static, T, A> Waitable<T, A> for F {}
 
 /// How an operation ends for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,11 +45,6 @@ pub(crate) fn settle<T: Waits>(object: &mut (dyn Any + Send), ticket: Ticket, en
     if let Some(object) = object.downcast_mut::<T>() {
         object.settle(ticket, end);
     }
-}
-
-/// The answer of a waiting operation.
-pub(crate) fn ready<R: Serialize>(value: &R) -> Poll<Result<Message>> {
-    Poll::Ready(lent(value))
 }
 
 pub(crate) fn too_late(what: &str) -> Error {
