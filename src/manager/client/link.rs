@@ -24,11 +24,12 @@ use crate::wait::until_read;
 use crate::wire::{Attachment, EncodedMessage};
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use tokio::sync::Notify;
 
 /// The managers that this process has handles of.
@@ -46,28 +47,11 @@ pub(crate) struct Link {
     transport: OnceLock<Arc<dyn Transport>>,
     connecting: Mutex<()>,
     pub(crate) calls: PendingCalls,
-    /// Those that wait for room, all of which are woken, and how many they are.
+    /// Wakes all that wait for room.
     has_room: Notify,
-    waiting: AtomicUsize,
     last_lease: AtomicU64,
     /// Of the manager, where this process has started it.
     process: OnceLock<Weak<Running>>,
-}
-
-/// Counts one that waits, until dropped.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl<'a> Waits<'a> {
-    fn new(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, SeqCst);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
 }
 
 impl Link {
@@ -107,10 +91,8 @@ impl Link {
     }
 
     fn new(id: Id, pid: u32, connector: Option<Arc<OwnedFd>>) -> Arc<Self> {
-        let (transport, connecting, calls) = (OnceLock::new(), Mutex::default(), PendingCalls::default());
-        let (has_room, waiting, last_lease) = (Notify::new(), AtomicUsize::new(0), AtomicU64::new(0));
-        let process = OnceLock::new();
-        Arc::new(Self { id, pid, connector, transport, connecting, calls, has_room, waiting, last_lease, process })
+        let (transport, connecting, calls, has_room, last_lease, process) = Default::default();
+        Arc::new(Self { id, pid, connector, transport, connecting, calls, has_room, last_lease, process })
     }
 
     /// In the process that started the manager: from now on errors name the reason why it has ended, if it reported one.
@@ -180,7 +162,8 @@ impl Link {
     fn read(self: &Arc<Self>) {
         while let Some(next) = self.transport.get().and_then(|transport| transport.recv()) {
             match next.and_then(|answer| self.calls.deliver(answer)) {
-                Ok(unwanted) => unwanted.into_iter().for_each(|answer| self.discard(answer)),
+                // Read all the same: it may bring something, which goes.
+                Ok(unwanted) => unwanted.into_iter().for_each(|answer| drop(self.open(answer))),
                 // Closed; or an answer was lost, and nobody can say whose.
                 Err(error) => return self.end(error),
             }
@@ -198,18 +181,13 @@ impl Link {
     /// Reads, and has the reader come for what is still to be read and no task polls for.
     fn read_for_sleepers(self: &Arc<Self>) {
         self.read();
-        // A call that waits for room waits for answers, too, which nobody else need read: the manager takes no more before they are.
-        let someone_sleeps = self.calls.has_sleepers() || self.waiting.load(SeqCst) > 0;
-        if someone_sleeps && let Some(queue) = self.transport.get().and_then(|transport| transport.queue()) {
+        if self.calls.has_sleepers()
+            && let Some(queue) = self.transport.get().and_then(|transport| transport.queue())
+        {
             // It fails outside a runtime, where those that have listened before go on.
             let _ = queue.arm();
             self.read();
         }
-    }
-
-    /// Lets go of what an answer brings that nobody reads.
-    fn discard(self: &Arc<Self>, answer: EncodedMessage) {
-        drop(self.open(answer));
     }
 
     pub(crate) fn open(self: &Arc<Self>, answer: EncodedMessage) -> Result<Reader> {
@@ -227,21 +205,21 @@ impl Link {
 
     /// Sends a request and reads its answer.
     pub(crate) async fn ask(self: &Arc<Self>, request: Writer) -> Result<Reader> {
-        let answer = self.send(request, false).await?.answer().await?;
+        let answer = self.send(request, None).await?.answer().await?;
         self.open(answer)
     }
 
-    /// Sends a request once there is room. Dropped before, it was never made. `is_wait`: what it brings must be taken or given back
-    /// (see `waits.rs`).
-    pub(crate) async fn send(self: &Arc<Self>, mut request: Writer, is_wait: bool) -> Result<Pending<'_>> {
+    /// Sends a request once there is room. Dropped before, it was never made. See [`Pending`] for what `settles` it.
+    pub(crate) async fn send(self: &Arc<Self>, mut request: Writer, settles: Option<u8>) -> Result<Pending> {
         let transport = self.transport()?;
-        let mut pending = Pending { link: self, id: self.calls.begin(), is_wait, is_sent: false };
-        request.amend(ID_AT, pending.id);
+        let id = self.calls.begin();
+        let mut pending = Pending { link: self.clone(), id, settles, is_sent: false };
+        request.amend(ID_AT, id);
         // Until it is sent.
         let _kept = request.take_kept();
         let request = request.into_encoded();
         if !transport.has_room() {
-            self.wait_for_room(transport).await?;
+            self.wait_for_room(transport, id).await?;
         }
         if !transport.send(request).map_err(|error| self.explain(error))?
             && let Some(queue) = transport.queue()
@@ -252,8 +230,10 @@ impl Link {
         Ok(pending)
     }
 
-    async fn wait_for_room(self: &Arc<Self>, transport: &Arc<dyn Transport>) -> Result<()> {
-        let _waits = Waits::new(&self.waiting);
+    async fn wait_for_room(self: &Arc<Self>, transport: &Arc<dyn Transport>, id: u64) -> Result<()> {
+        // It waits for answers, too, which nobody else need read: the manager takes no more before they are.
+        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        self.calls.sleep(id, &waker);
         loop {
             let mut noticed = pin!(self.has_room.notified());
             noticed.as_mut().enable();
@@ -332,17 +312,18 @@ impl End for Link {
 }
 
 /// A call that waits for its answer; dropped, nobody does.
-pub(crate) struct Pending<'a> {
-    link: &'a Arc<Link>,
+pub(crate) struct Pending {
+    link: Arc<Link>,
     pub(crate) id: u64,
-    is_wait: bool,
+    /// What the manager learns of the answer of a wait, which must be taken or given back, as it stands when this is dropped.
+    pub(crate) settles: Option<u8>,
     is_sent: bool,
 }
 
-impl Pending<'_> {
+impl Pending {
     /// The answer, or why there is none.
     pub(crate) async fn answer(&self) -> Result<EncodedMessage> {
-        let (link, id) = (self.link, self.id);
+        let (link, id) = (&self.link, self.id);
         let answered = match link.transport()?.queue() {
             Some(queue) => {
                 let attempt = || {
@@ -358,19 +339,23 @@ impl Pending<'_> {
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for Pending {
     fn drop(&mut self) {
+        // Another thread may have held the locks when the process was forked.
+        if fork::is_forked() {
+            return;
+        }
+        let (link, id) = (&self.link, self.id);
         // An answer to a wait that is dropped may never come.
-        let is_abandoned = self.is_sent && !self.is_wait;
-        let Some(answer) = self.link.calls.leave(self.id, is_abandoned) else { return };
-        answer.into_iter().for_each(|answer| self.link.discard(answer));
-        if is_abandoned {
-            // It may have been the last that polled.
-            self.link.read_for_sleepers();
+        let is_abandoned = self.is_sent && self.settles.is_none();
+        if let Some(answer) = link.calls.leave(id, is_abandoned) {
+            answer.into_iter().for_each(|answer| drop(link.open(answer)));
+            if is_abandoned {
+                // It may have been the last that polled.
+                link.read_for_sleepers();
+            }
         }
-        if self.is_sent && self.is_wait {
-            self.link.post_of(messages::UNREAD, self.id);
-        }
+        self.settles.filter(|_| self.is_sent).into_iter().for_each(|how| link.post_of(how, id));
     }
 }
 
@@ -432,7 +417,7 @@ mod tests {
     #[tokio::test]
     async fn call_that_waits_for_room_reads_answers_that_nobody_else_reads() {
         let (link, mut manager) = linked();
-        let not_polled = link.send(link.request(COUNT), false).await.unwrap();
+        let not_polled = link.send(link.request(COUNT), None).await.unwrap();
         fill(&link);
         let mut waits = Box::pin(ask(&link));
         assert!((&mut waits).now_or_never().is_none());

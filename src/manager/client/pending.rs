@@ -29,12 +29,6 @@ enum Entry {
     Abandoned,
 }
 
-impl State {
-    fn gone(&self) -> Error {
-        self.why.as_ref().map_or_else(|| Error::closed("manager"), Error::copy)
-    }
-}
-
 impl PendingCalls {
     /// The number of a new call.
     pub(crate) fn begin(&self) -> u64 {
@@ -84,13 +78,13 @@ impl PendingCalls {
 
     pub(crate) fn take(&self, id: u64) -> Option<Result<EncodedMessage>> {
         let mut state = lock(&self.0);
-        match state.entries.get_mut(&id) {
-            Some(Entry::Answered(_)) => match state.entries.remove(&id) {
-                Some(Entry::Answered(answer)) => Some(Ok(answer)),
-                _ => None,
-            },
-            _ => state.is_gone.then(|| Err(state.gone())),
+        if let Some(Entry::Answered(_)) = state.entries.get(&id)
+            && let Some(Entry::Answered(answer)) = state.entries.remove(&id)
+        {
+            return Some(Ok(answer));
         }
+        let gone = || state.why.as_ref().map_or_else(|| Error::closed("manager"), Error::copy);
+        state.is_gone.then(|| Err(gone()))
     }
 
     pub(crate) fn sleep(&self, id: u64, waker: &Waker) {
@@ -172,7 +166,7 @@ mod tests {
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {
             let (link, _manager) = linked();
-            let pending = link.send(link.request(messages::COUNT), false).now_or_never().unwrap().unwrap();
+            let pending = link.send(link.request(messages::COUNT), None).now_or_never().unwrap().unwrap();
             link.calls.sleep(pending.id, &Arc::new(Looks(link.clone())).into());
             drop(pending);
             done.send(()).unwrap();

@@ -11,8 +11,9 @@
 use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::handle::Handle;
+use crate::manager::client::link::Pending;
 use crate::manager::client::proxy::Proxy;
-use crate::manager::wire::messages::{self, Lend, Reader, Writer};
+use crate::manager::wire::messages::{self, Lend};
 use crate::manager::wire::method::{self, Invoke, Waiting};
 use crate::os::{fault, reactor, timer};
 use serde::de::DeserializeOwned;
@@ -31,22 +32,38 @@ pub(crate) async fn in_time<R>(timeout: Duration, wait: impl Future<Output = Res
 }
 
 impl<T: Send + 'static> Proxy<T> {
-    /// Runs `f` until it is ready. The [`Asked`] holds what it brought. After `timeout`, `f` runs once more as late, and decides the
-    /// outcome.
+    /// Runs `f` until it is ready. The [`Asked`] holds what it brought. After `timeout`, `f` runs once more as late and decides the
+    /// outcome, which is waited for; only a request that was not sent ends without it.
     pub(crate) async fn wait<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<(R, Asked)>
     where
         R: DeserializeOwned + 'static,
         F: Invoke<T, A, Waiting>,
         A: Item,
     {
-        let handle: Arc<Handle> = self.handle.clone();
-        let mut request = handle.link.request(messages::WAIT);
+        let (handle, link) = (self.handle.clone(), &self.handle.link);
+        let mut request = link.request(messages::WAIT);
         request.op(&method::call_op::<F, T, A, Waiting>(handle.object, f)).append(&args)?;
         drop(args);
-        let (mut reader, mut asked) = Asked::ask(handle, request, timeout).await?;
-        let Lend(value) = reader.part()?;
-        asked.is_read = true;
-        Ok((value, asked))
+        timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
+        let start = Instant::now();
+        let late = || Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
+        let mut pending = at_most(timeout, link.send(request, Some(messages::UNREAD))).await.unwrap_or_else(late)?;
+        let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+        let answer = {
+            let mut answer = pin!(pending.answer());
+            match at_most(left, &mut answer).await {
+                Some(answer) => answer?,
+                // The manager decides the outcome.
+                None => {
+                    link.post_of(messages::EXPIRE, pending.id);
+                    answer.await?
+                }
+            }
+        };
+        fault::point("manager.got");
+        let Lend(value) = link.open(answer)?.part()?;
+        pending.settles = Some(messages::GIVE_BACK);
+        Ok((value, Asked { pending, _handle: handle }))
     }
 
     /// As [`wait`](Self::wait), and takes what it brought.
@@ -62,67 +79,29 @@ impl<T: Send + 'static> Proxy<T> {
     }
 }
 
+/// The result of `wait`, unless the time is over first.
+async fn at_most<R>(timeout: Option<Duration>, wait: impl Future<Output = R>) -> Option<R> {
+    match timeout {
+        None => Some(wait.await),
+        Some(timeout) => timer::within(timeout, wait).await.ok(),
+    }
+}
+
 /// A result that must be taken or given back. Dropping it gives it back.
 pub(crate) struct Asked {
-    handle: Arc<Handle>,
-    /// The number of the request that asked; 0 once it is settled.
-    id: u64,
-    /// The answer was read.
-    pub(crate) is_read: bool,
+    pending: Pending,
+    _handle: Arc<Handle>,
 }
 
 impl Asked {
-    /// Makes a request that may have to wait. After `timeout` the manager decides the outcome, and its answer is waited for; only a
-    /// request that was not sent ends without it.
-    pub(crate) async fn ask(handle: Arc<Handle>, request: Writer, timeout: Option<Duration>) -> Result<(Reader, Self)> {
-        let link = &handle.link;
-        timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
-        // Dropped before its answer is taken, it reports itself that the answer was not read.
-        let start = Instant::now();
-        let sending = link.send(request, true);
-        let late = || Error::new(ErrorKind::Timeout, "the manager could not be asked in time");
-        let pending = match timeout {
-            None => sending.await?,
-            Some(timeout) => timer::within(timeout, sending).await.unwrap_or_else(|_| Err(late()))?,
-        };
-        let id = pending.id;
-        let mut answer = pin!(pending.answer());
-        let answer = match timeout {
-            None => answer.await?,
-            Some(timeout) => match timer::within(timeout.saturating_sub(start.elapsed()), &mut answer).await {
-                Ok(answer) => answer?,
-                Err(_) => {
-                    link.post_of(messages::EXPIRE, id);
-                    answer.await?
-                }
-            },
-        };
-        fault::point("manager.got");
-        let asked = Self { handle: handle.clone(), id, is_read: false };
-        Ok((link.open(answer)?, asked))
-    }
-
     /// The number of the request that asked.
     pub(crate) fn id(&self) -> u64 {
-        self.id
+        self.pending.id
     }
 
     /// Its result is taken for good.
     pub(crate) fn take(mut self) {
-        self.settle(messages::TOOK);
-    }
-
-    fn settle(&mut self, how: u8) {
-        let id = std::mem::take(&mut self.id);
-        if id != 0 {
-            self.handle.link.post_of(how, id);
-        }
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.settle(if self.is_read { messages::GIVE_BACK } else { messages::UNREAD });
+        self.pending.settles = Some(messages::TOOK);
     }
 }
 
