@@ -1,6 +1,6 @@
 //! One client of a server: its requests, and what it holds and waits for.
 
-use super::objects::Lease;
+use super::objects::Holder;
 use super::state::{Connection, Job, Next, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::wire::greeting::Id;
@@ -22,24 +22,21 @@ impl End for Connection {
     }
 
     fn give(&self, manager: Id, object: u64, _: *const ()) -> bool {
-        let is_ours = manager == self.server.id && self.server.objects.hold(object);
-        if is_ours {
-            self.note_held(object);
-        }
-        is_ours
+        manager == self.server.id && self.server.objects.hold(object, self.holder())
     }
 
     fn accept(&self, object: u64) -> bool {
-        let has = self.transport.is_inside() || object == messages::NAMES || lock(&self.held).0.contains_key(&object);
-        has && self.server.objects.hold(object)
+        let objects = &self.server.objects;
+        let is_known = self.transport.is_inside() || object == messages::NAMES;
+        (is_known || objects.is_held_by(self.holder(), object)) && objects.hold(object, Holder::Message)
     }
 
     fn hold(&self, object: u64) {
-        self.server.objects.hold(object);
+        self.server.objects.hold(object, Holder::Message);
     }
 
     fn release(&self, object: u64) {
-        self.server.objects.release([(object, 1)]);
+        self.server.objects.release(object, Holder::Message);
     }
 }
 
@@ -58,7 +55,7 @@ impl Connection {
             // It cannot get even that, but the end of the connection.
             self.transport.close();
         }
-        given.into_iter().for_each(|object| self.release_held(object));
+        given.into_iter().for_each(|object| self.server.objects.release(object, self.holder()));
     }
 
     fn send(&self, answer: EncodedMessage) -> Result<()> {
@@ -70,30 +67,20 @@ impl Connection {
         Ok(())
     }
 
-    /// It holds an object once more, as is counted there.
-    pub(crate) fn note_held(&self, object: u64) {
-        lock(&self.held).add(object);
-    }
-
-    /// It holds an object once less.
-    pub(crate) fn release_held(&self, object: u64) {
-        let had_it = lock(&self.held).take(object);
-        if had_it {
-            self.server.objects.release([(object, 1)]);
-        }
+    pub(crate) fn holder(&self) -> Holder {
+        Holder::Connection(self.number)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let held = std::mem::take(&mut *lock(&self.held));
-        self.server.objects.release(held.0);
+        self.server.objects.close(self.holder());
     }
 }
 
 impl Server {
     /// Sees to it that a lease ends when the other end of `reader` is closed everywhere.
-    fn watch_lease(self: &Arc<Self>, lease: Lease, reader: OwnedFd) {
+    fn watch_lease(self: &Arc<Self>, lease: Holder, reader: OwnedFd) {
         let server = self.clone();
         self.runtime.spawn(async move {
             match reactor::watch(Arc::new(reader), Interest::READABLE) {
@@ -162,24 +149,25 @@ impl Server {
                 return Err(messages::malformed());
             }
             messages::LEASE_OPEN => {
-                let lease = (connection.number, reader.number()?);
+                let lease = Holder::Lease(connection.number, reader.number()?);
                 let reader = reader.fd()?;
-                if !self.objects.open_lease(lease) {
+                if !self.objects.open(lease) {
                     return Err(messages::malformed());
                 }
                 self.watch_lease(lease, reader);
             }
-            messages::LEASE => self.objects.lease((connection.number, reader.number()?), reader.number()?),
+            messages::LEASE => {
+                let lease = Holder::Lease(connection.number, reader.number()?);
+                self.objects.hold(reader.number()?, lease);
+            }
             kind @ (messages::CLAIM | messages::RELEASE) => {
                 let (object, owner) = (reader.number()?, reader.number()?);
-                let is_claim = kind == messages::CLAIM;
                 // The object that the handle is part of counts it, or else the connection itself.
-                match (is_claim, connection.transport.is_inside() && owner != CONNECTION) {
-                    (true, true) => self.objects.hold_inside(owner, object),
-                    (false, true) => self.objects.release_inside(owner, object),
-                    (true, false) if self.objects.hold(object) => connection.note_held(object),
-                    (true, false) => {}
-                    (false, false) => connection.release_held(object),
+                let is_part = connection.transport.is_inside() && owner != CONNECTION;
+                let holder = if is_part { Holder::Object(owner) } else { connection.holder() };
+                match kind == messages::CLAIM {
+                    true => _ = self.objects.hold(object, holder),
+                    false => self.objects.release(object, holder),
                 }
             }
             // The descriptor closes as the reader drops.

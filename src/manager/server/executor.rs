@@ -1,6 +1,6 @@
 //! Calls: how they go from object to object, wait in line or for a change, and are answered.
 
-use super::objects::Object;
+use super::objects::{Holder, Object};
 use super::state::{Job, Next, Server, Task};
 use crate::error::Error;
 use crate::manager::wire::local::AT_WORK_ON;
@@ -149,8 +149,8 @@ impl Server {
         AT_WORK_ON.set(outer);
         match (result, job.frame.object.take()) {
             (Ok(()), Some(value)) => {
-                self.objects.add_as(number, value);
-                job.reply_to.iter().for_each(|connection| connection.note_held(number));
+                let holder = job.reply_to.as_ref().map_or(Holder::Message, |connection| connection.holder());
+                self.objects.add_as(number, value, holder);
                 if let Err(error) = job.frame.out.reference(number) {
                     job.frame.out.error(&error);
                 }

@@ -38,7 +38,7 @@
 use super::acceptor::greet;
 use super::executor::LAST_ENTRY;
 use super::faults::Faults;
-use super::objects::Objects;
+use super::objects::{Holder, Objects};
 use super::poller::Poller;
 use super::state::{CHECK_EVERY, Connection, Event, Next, Overflow, Server, Task};
 use crate::connection::{ByteConnection, Listener};
@@ -291,7 +291,7 @@ impl Server {
     fn react(self: &Arc<Self>, event: Event) {
         match event {
             Event::LeaseEnded(lease) => {
-                self.objects.end_lease(lease);
+                self.objects.close(lease);
                 self.end_if_forgotten();
             }
             Event::Request(open, request) => {
@@ -325,8 +325,8 @@ impl Server {
     }
 
     fn connection(self: &Arc<Self>, number: u64, transport: Arc<dyn Transport>) -> Arc<Connection> {
-        let (server, held, asked) = (self.clone(), Mutex::default(), Mutex::default());
-        Arc::new(Connection { number, server, transport, held, asked })
+        self.objects.open(Holder::Connection(number));
+        Arc::new(Connection { number, server: self.clone(), transport, asked: Mutex::default() })
     }
 
     /// Takes a client in that has this transport, inside the runtime.

@@ -1,6 +1,6 @@
 //! The objects of a manager and their holders.
 //!
-//! An object is held from *outside* by connections and by leases (handles on their way), and from *inside* by handles
+//! An object is held from *outside* by connections, leases (handles on their way) and messages, and from *inside* by handles
 //! that are part of objects themselves. It is dropped when it has no holder. Objects that hold each other in a circle, and
 //! that are not reachable from outside, are found by [`Objects::collect`].
 
@@ -13,8 +13,17 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// The connection that opened a lease, and its number there.
-pub(crate) type Lease = (u64, u64);
+/// What holds an object.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Holder {
+    /// A message, until its handles are taken.
+    Message,
+    Connection(u64),
+    /// A lease: the connection that opened it, and its number there.
+    Lease(u64, u64),
+    /// A handle that is part of this object; or of none, for 0.
+    Object(u64),
+}
 
 /// One object: its value, and whose turn it is.
 pub(crate) struct Object<J> {
@@ -64,7 +73,8 @@ pub(crate) struct Objects<J>(Mutex<State<J>>);
 
 struct State<J> {
     entries: HashMap<u64, Row<J>>,
-    leases: HashMap<Lease, Vec<u64>>,
+    /// What each open connection and lease holds.
+    held: HashMap<Holder, Counts>,
     last: u64,
     /// Some object is held from inside only, since the last collection.
     has_lost_holders: bool,
@@ -75,21 +85,21 @@ struct State<J> {
 struct Row<J> {
     object: Arc<Object<J>>,
     outside: u64,
-    /// Its holders inside, and how often each holds it. 0 stands for handles that are part of no object.
+    /// Its holders inside, and how often each holds it.
     inside: Counts,
 }
 
 /// How often each of some things is counted, which is in it as long as that is not 0.
 #[derive(Default)]
-pub(crate) struct Counts(pub(crate) HashMap<u64, u64>);
+struct Counts(HashMap<u64, u64>);
 
 impl Counts {
-    pub(crate) fn add(&mut self, number: u64) {
+    fn add(&mut self, number: u64) {
         *self.0.entry(number).or_default() += 1;
     }
 
     /// Counts it once less; false if it is not there.
-    pub(crate) fn take(&mut self, number: u64) -> bool {
+    fn take(&mut self, number: u64) -> bool {
         let Entry::Occupied(mut count) = self.0.entry(number) else { return false };
         *count.get_mut() -= 1;
         if *count.get() == 0 {
@@ -101,8 +111,8 @@ impl Counts {
 
 impl<J: Send + 'static> Objects<J> {
     pub(crate) fn new() -> Self {
-        let (entries, leases) = (HashMap::new(), HashMap::new());
-        Self(Mutex::new(State { entries, leases, last: 0, has_lost_holders: false, is_only_in_hand: false }))
+        let (entries, held) = (HashMap::new(), HashMap::new());
+        Self(Mutex::new(State { entries, held, last: 0, has_lost_holders: false, is_only_in_hand: false }))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -110,13 +120,13 @@ impl<J: Send + 'static> Objects<J> {
     }
 
     pub(crate) fn has_leases(&self) -> bool {
-        !lock(&self.0).leases.is_empty()
+        lock(&self.0).held.keys().any(|holder| matches!(holder, Holder::Lease(..)))
     }
 
-    /// Adds an object that is held once from outside.
+    /// Adds an object that a message holds.
     pub(crate) fn add(&self, value: Box<dyn Any + Send>) -> u64 {
         let number = self.reserve();
-        self.add_as(number, value);
+        self.add_as(number, value, Holder::Message);
         number
     }
 
@@ -127,68 +137,56 @@ impl<J: Send + 'static> Objects<J> {
         state.last
     }
 
-    /// [`add`](Self::add) under a number that was reserved.
-    pub(crate) fn add_as(&self, number: u64, value: Box<dyn Any + Send>) {
+    /// Adds an object under a number that was reserved.
+    pub(crate) fn add_as(&self, number: u64, value: Box<dyn Any + Send>, holder: Holder) {
         let mut state = lock(&self.0);
         let (turn, parked) = (Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() }), Mutex::default());
         let object = Object { number, value: Mutex::new(Some(value)), turn, parked, settle: OnceLock::new() };
-        state.entries.insert(number, Row { object: Arc::new(object), outside: 1, inside: Counts::default() });
+        state.entries.insert(number, Row { object: Arc::new(object), outside: 0, inside: Counts::default() });
+        state.hold(number, holder);
     }
 
     pub(crate) fn find(&self, number: u64) -> Option<Arc<Object<J>>> {
         lock(&self.0).entries.get(&number).map(|entry| entry.object.clone())
     }
 
-    /// One more holder outside; false if there is no such object.
-    pub(crate) fn hold(&self, number: u64) -> bool {
-        lock(&self.0).entries.get_mut(&number).map(|entry| entry.outside += 1).is_some()
-    }
-
-    /// `count` holders outside fewer.
-    pub(crate) fn release(&self, numbers: impl IntoIterator<Item = (u64, u64)>) {
-        let mut state = lock(&self.0);
-        let unheld = numbers.into_iter().filter_map(|(number, count)| state.release(number, count)).collect();
-        drop(state);
-        drop_in_turn(unheld);
-    }
-
-    /// One more handle inside `owner`.
-    pub(crate) fn hold_inside(&self, owner: u64, number: u64) {
-        if let Some(entry) = lock(&self.0).entries.get_mut(&number) {
-            entry.inside.add(owner);
-        }
-    }
-
-    /// One handle inside `owner` less.
-    pub(crate) fn release_inside(&self, owner: u64, number: u64) {
-        let mut state = lock(&self.0);
-        let Some(entry) = state.entries.get_mut(&number) else { return };
-        entry.inside.take(owner);
-        let unheld = state.remove_unheld(number).into_iter().collect();
-        drop(state);
-        drop_in_turn(unheld);
-    }
-
-    /// False if there is such a lease, which stays as it is.
-    pub(crate) fn open_lease(&self, lease: Lease) -> bool {
-        let leases = &mut lock(&self.0).leases;
-        let is_new = !leases.contains_key(&lease);
-        leases.entry(lease).or_default();
+    /// Opens a connection or a lease, which holds nothing yet. False if it is there, and stays as it is.
+    pub(crate) fn open(&self, holder: Holder) -> bool {
+        let held = &mut lock(&self.0).held;
+        let is_new = !held.contains_key(&holder);
+        held.entry(holder).or_default();
         is_new
     }
 
-    /// The lease holds the object, unless it has ended already.
-    pub(crate) fn lease(&self, lease: Lease, number: u64) {
-        let state = &mut *lock(&self.0);
-        if let (Some(held), Some(entry)) = (state.leases.get_mut(&lease), state.entries.get_mut(&number)) {
-            entry.outside += 1;
-            held.push(number);
-        }
+    /// A connection or a lease has ended, and releases all that it holds.
+    pub(crate) fn close(&self, holder: Holder) {
+        let mut state = lock(&self.0);
+        let held = state.held.remove(&holder).unwrap_or_default();
+        let unheld = held.0.into_iter().filter_map(|(number, count)| {
+            state.entries.get_mut(&number)?.outside -= count;
+            state.remove_unheld(number)
+        });
+        let unheld = unheld.collect();
+        drop(state);
+        drop_in_turn(unheld);
     }
 
-    pub(crate) fn end_lease(&self, lease: Lease) {
-        let held = lock(&self.0).leases.remove(&lease);
-        self.release(held.into_iter().flatten().map(|number| (number, 1)));
+    /// Returns `true` if this connection or lease holds the object.
+    pub(crate) fn is_held_by(&self, holder: Holder, number: u64) -> bool {
+        lock(&self.0).held.get(&holder).is_some_and(|held| held.0.contains_key(&number))
+    }
+
+    /// It is held once more; false if there is no such object, or the holder has ended.
+    pub(crate) fn hold(&self, number: u64, holder: Holder) -> bool {
+        lock(&self.0).hold(number, holder)
+    }
+
+    /// It is held once less.
+    pub(crate) fn release(&self, number: u64, holder: Holder) {
+        let mut state = lock(&self.0);
+        let unheld = state.release(number, holder).into_iter().collect();
+        drop(state);
+        drop_in_turn(unheld);
     }
 
     /// Returns `true` if [`collect`](Self::collect) might find something.
@@ -239,9 +237,30 @@ impl<J: Send + 'static> Objects<J> {
 }
 
 impl<J> State<J> {
-    fn release(&mut self, number: u64, count: u64) -> Option<Arc<Object<J>>> {
+    fn hold(&mut self, number: u64, holder: Holder) -> bool {
+        let Some(entry) = self.entries.get_mut(&number) else { return false };
+        match (holder, self.held.get_mut(&holder)) {
+            (Holder::Object(owner), _) => entry.inside.add(owner),
+            (Holder::Message, _) => entry.outside += 1,
+            (_, Some(held)) => {
+                entry.outside += 1;
+                held.add(number);
+            }
+            (_, None) => return false,
+        }
+        true
+    }
+
+    fn release(&mut self, number: u64, holder: Holder) -> Option<Arc<Object<J>>> {
         let entry = self.entries.get_mut(&number)?;
-        entry.outside = entry.outside.saturating_sub(count);
+        match (holder, self.held.get_mut(&holder)) {
+            (Holder::Object(owner), _) => _ = entry.inside.take(owner),
+            (Holder::Message, _) => entry.outside -= 1,
+            (_, held) => match held?.take(number) {
+                true => entry.outside -= 1,
+                false => return None,
+            },
+        }
         self.remove_unheld(number)
     }
 
@@ -286,12 +305,12 @@ mod tests {
 
     impl Drop for Holds {
         fn drop(&mut self) {
-            self.0.release_inside(self.1, self.2);
+            self.0.release(self.2, Holder::Object(self.1));
         }
     }
 
     fn put_into(objects: &Arc<Objects<()>>, owner: u64, held: u64) {
-        objects.hold_inside(owner, held);
+        objects.hold(held, Holder::Object(owner));
         let holds = Holds(objects.clone(), owner, held);
         *objects.find(owner).unwrap().value.lock().unwrap() = Some(Box::new(holds));
     }
@@ -299,15 +318,14 @@ mod tests {
     #[test]
     fn object_lives_as_long_as_it_has_a_holder() {
         let objects = Arc::new(Objects::<()>::new());
-        let one = objects.add(Box::new(()));
-        assert!(objects.hold(one));
-        assert!(objects.open_lease((1, 1)));
-        objects.lease((1, 1), one);
-        objects.release([(one, 2)]);
-        assert!(!objects.open_lease((1, 1)), "what the lease holds would be lost");
-        assert_eq!(objects.len(), 1);
-        objects.end_lease((1, 1));
-        assert_eq!((objects.len(), objects.hold(one), objects.has_leases()), (0, false, false));
+        let (one, lease) = (objects.add(Box::new(())), Holder::Lease(1, 1));
+        assert!(!objects.hold(one, lease), "it is not open");
+        assert!(objects.hold(one, Holder::Message) && objects.open(lease) && objects.hold(one, lease));
+        [one, one].into_iter().for_each(|number| objects.release(number, Holder::Message));
+        assert!(!objects.open(lease), "what the lease holds would be lost");
+        assert_eq!((objects.len(), objects.is_held_by(lease, one)), (1, true));
+        objects.close(lease);
+        assert_eq!((objects.len(), objects.hold(one, Holder::Message), objects.has_leases()), (0, false, false));
     }
 
     #[test]
@@ -317,9 +335,9 @@ mod tests {
         for pair in chain.windows(2) {
             put_into(&objects, pair[0], pair[1]);
         }
-        objects.release(chain[1..].iter().map(|number| (*number, 1)));
+        chain[1..].iter().for_each(|number| objects.release(*number, Holder::Message));
         assert_eq!(objects.len(), chain.len());
-        objects.release([(chain[0], 1)]);
+        objects.release(chain[0], Holder::Message);
         assert_eq!(objects.len(), 0);
     }
 
@@ -330,11 +348,11 @@ mod tests {
         put_into(&objects, a, b);
         put_into(&objects, b, a);
         put_into(&objects, c, a);
-        objects.release([(a, 1), (b, 1)]);
+        [a, b].into_iter().for_each(|number| objects.release(number, Holder::Message));
         assert!(objects.may_have_circles());
         objects.collect();
         assert_eq!(objects.len(), 3, "c leads to them");
-        objects.release([(c, 1)]);
+        objects.release(c, Holder::Message);
         objects.collect();
         assert_eq!(objects.len(), 0);
     }
@@ -346,7 +364,7 @@ mod tests {
         put_into(&objects, a, b);
         put_into(&objects, b, a);
         let in_hand = objects.find(a);
-        objects.release([(a, 1), (b, 1)]);
+        [a, b].into_iter().for_each(|number| objects.release(number, Holder::Message));
         objects.collect();
         assert_eq!(objects.len(), 2);
         assert!(objects.may_have_circles(), "it will be collected again");

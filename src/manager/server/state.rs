@@ -1,7 +1,7 @@
 //! The state of a manager: clients, jobs, events.
 
 use super::faults::Faults;
-use super::objects::{Counts, Lease, Object, Objects};
+use super::objects::{Holder, Object, Objects};
 use super::poller::{Open, Poller};
 use crate::error::Result;
 use crate::manager::wire::greeting::Id;
@@ -34,7 +34,7 @@ pub(crate) struct Server {
     pub(crate) poller: Poller<Arc<Connection>>,
     pub(crate) spin: Spin,
     /// Leases that have ended.
-    pub(crate) ended: Mutex<VecDeque<Lease>>,
+    pub(crate) ended: Mutex<VecDeque<Holder>>,
     /// Of handles in this process.
     pub(crate) inside: OnceLock<Arc<Connection>>,
     pub(crate) pulse: Mutex<Arc<AtomicU64>>,
@@ -54,7 +54,7 @@ pub(crate) struct Server {
 pub(crate) enum Event {
     /// A request, or why there will be none any more.
     Request(Open<Arc<Connection>>, Result<EncodedMessage>),
-    LeaseEnded(Lease),
+    LeaseEnded(Holder),
 }
 
 /// A call that is being worked off, operation by operation.
@@ -100,7 +100,6 @@ pub(crate) struct Connection {
     /// An answer is sent at once, also beyond what there is room for; as long as there is no room the client's next request
     /// is not begun.
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) held: Mutex<Counts>,
     /// Where requests that may wait were made, and what they brought may be held.
     pub(crate) asked: Mutex<HashMap<u64, Arc<Object<Box<Job>>>>>,
 }
