@@ -70,12 +70,9 @@ impl MockServer {
     }
 
     /// Sends the first message, which gives the client this bit of the map.
-    pub(crate) async fn greet(&mut self, bit: u64) -> ReadyMap {
+    pub(crate) async fn greet(&mut self, bit: u32) -> ReadyMap {
         let map = ReadyMap::create().unwrap();
-        let mut greeting = Writer::default();
-        greeting.number(0).number(bit);
-        map.fds().into_iter().for_each(|fd| _ = greeting.attach(fd));
-        self.answers.send(greeting.into_encoded()).await.unwrap();
+        self.answers.send(map.greeting(bit)).await.unwrap();
         map
     }
 

@@ -227,7 +227,7 @@ impl Server {
         if let Some(lease) = lock(&self.ended).pop_front() {
             return Some(Event::LeaseEnded(lease));
         }
-        let (open, request) = self.poller.next()?;
+        let (open, request) = self.poller.next(false)?;
         Some(Event::Request(open, request))
     }
 
@@ -255,7 +255,7 @@ impl Server {
                     Spun::Found(event) => return Poll::Ready(event),
                     Spun::Again => cx.waker().wake_by_ref(),
                     Spun::Over => {
-                        if let Some((open, request)) = self.poller.sleep() {
+                        if let Some((open, request)) = self.poller.next(true) {
                             return Poll::Ready(Event::Request(open, request));
                         }
                     }

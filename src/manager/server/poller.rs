@@ -12,7 +12,7 @@
 //! | taken -> ready | [`put_back`](Poller::put_back) | - |
 //! | ready -> idle | [`next`](Poller::next) that finds no request | a bit that is set meanwhile makes it ready again |
 //! | idle -> ready | [`next`](Poller::next) that finds its bit | it is polled |
-//! | awake -> asleep | [`sleep`](Poller::sleep), announced in `ready.rs` | each bit is checked once more |
+//! | awake -> asleep | [`next`](Poller::next) before a sleep, announced in `ready.rs` | each bit is checked once more |
 //!
 //! # Death
 //! A client that dies hangs up, which sets its bit; it then yields what it had sent, and an error.
@@ -21,7 +21,6 @@
 //! Nothing here waits.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::manager::wire::messages::Writer;
 use crate::manager::wire::ready::{CLIENTS, ReadyMap};
 use crate::manager::wire::transport::{Changed, Transport};
 use crate::os::sync::lock;
@@ -101,10 +100,7 @@ impl<C> Poller<C> {
             changed.notify_one();
         }))?;
         if transport.carries_descriptors() {
-            let mut greeting = Writer::default();
-            greeting.number(0).number(number.into());
-            self.map.fds().into_iter().for_each(|fd| _ = greeting.attach(fd));
-            match transport.send(greeting.into_encoded()) {
+            match transport.send(self.map.greeting(number)) {
                 // It is gone already; what it had sent is done all the same.
                 Err(error) if error.kind() != ErrorKind::Closed => return Err(error),
                 _ => {}
@@ -129,26 +125,21 @@ impl<C> Poller<C> {
         Ok(Bit { number, free: self.free.clone() })
     }
 
-    /// A request, or why there will be none any more, and its client: to be put back when the request is queued.
-    pub(crate) fn next(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
+    /// A request, or why there will be none any more, and its client: to be put back when the request is queued. Before a
+    /// sleep: if there is nothing, `changed` is notified once there is.
+    pub(crate) fn next(&self, before_sleep: bool) -> Option<(Open<C>, Result<EncodedMessage>)> {
         let state = &mut *lock(&self.state);
-        if std::mem::take(&mut state.is_asleep) {
-            self.map.set_asleep(false);
-        }
-        self.poll(state)
+        self.set_asleep(state, before_sleep);
+        let found = self.poll(state);
+        self.set_asleep(state, before_sleep && found.is_none());
+        found
     }
 
-    /// The same before a sleep: if there is nothing, `changed` is notified once there is.
-    pub(crate) fn sleep(&self) -> Option<(Open<C>, Result<EncodedMessage>)> {
-        let state = &mut *lock(&self.state);
-        self.map.set_asleep(true);
-        state.is_asleep = true;
-        let found = self.poll(state);
-        if found.is_some() {
-            state.is_asleep = false;
-            self.map.set_asleep(false);
+    fn set_asleep(&self, state: &mut State<C>, is_asleep: bool) {
+        if state.is_asleep != is_asleep {
+            state.is_asleep = is_asleep;
+            self.map.set_asleep(is_asleep);
         }
-        found
     }
 
     fn poll(&self, state: &mut State<C>) -> Option<(Open<C>, Result<EncodedMessage>)> {

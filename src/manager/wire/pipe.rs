@@ -10,9 +10,9 @@
 //! # Cancel
 //! A call that is dropped before it is sent was never made.
 
-use super::messages::{self, Reader};
+use super::messages;
 use super::outlet::Outlet;
-use super::ready::{CLIENTS, Ready};
+use super::ready::Ready;
 use super::transport::{Changed, Transport};
 use crate::channel::{self, Receiver, Sender, SharedReceiver};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,8 +25,8 @@ use crate::wait::WaitQueue;
 use crate::wire::{self, EncodedMessage, Fd, Parcel, frame};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -42,31 +42,25 @@ pub(crate) struct Pipe {
     outlet: Mutex<Option<Outlet>>,
     /// Posted messages, until the thread that has the outlet has sent them; also those whose descriptors do not fit into the socket.
     unsent: Mutex<VecDeque<EncodedMessage>>,
-    /// How often room was signalled.
-    rooms: AtomicU64,
     receiver: SharedReceiver<EncodedMessage>,
     /// A client's: how it signals that there is something in the pipe; from the manager's first message on.
     ready: OnceLock<Ready>,
     is_client: bool,
     has_ended: AtomicBool,
     /// Why, if a message was lost.
-    lost: Mutex<Option<Error>>,
+    lost: OnceLock<Error>,
     will_retry: AtomicBool,
     changed: Changed,
 }
 
-/// The outcome of sending messages.
-enum Flushed {
+/// The outcome of sending messages that did not fail.
+enum Sent {
     /// All, and whether the other end had to be woken for the last one.
     All(bool),
     /// The rest goes when there is room.
     NoRoom,
     /// The kernel takes no descriptors now; the rest is still there.
     Refused,
-    /// A message that was posted is lost.
-    Lost(Error),
-    /// The last one, which its sender knows of.
-    Failed(Error),
 }
 
 /// Lets nobody wait longer at the connector of a manager.
@@ -122,12 +116,11 @@ impl Pipe {
             me: me.clone(),
             outlet: Mutex::new(Some(outlet)),
             unsent: Mutex::default(),
-            rooms: AtomicU64::new(0),
             receiver,
             ready: OnceLock::new(),
             is_client,
             has_ended: AtomicBool::new(false),
-            lost: Mutex::default(),
+            lost: OnceLock::new(),
             will_retry: AtomicBool::new(false),
             changed,
         });
@@ -135,7 +128,6 @@ impl Pipe {
         pipe.receiver.wait_queue().set_reader(move || reader.upgrade().iter().for_each(|pipe| (pipe.changed)()));
         room.set_reader(move || {
             if let Some(pipe) = sender.upgrade() {
-                pipe.rooms.fetch_add(1, SeqCst);
                 pipe.send_rest();
                 (pipe.changed)();
             }
@@ -145,11 +137,7 @@ impl Pipe {
 
     /// The manager's first message: which bit of its map this client has.
     fn greeted(&self, greeting: EncodedMessage) -> Result<()> {
-        let mut reader = Reader::new(greeting, None)?;
-        let (_, bit, fds) = (reader.number()?, reader.number()?, [reader.fd()?, reader.fd()?, reader.fd()?]);
-        let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(messages::malformed)?;
-        let ready = Ready::open(bit, fds).map_err(|error| Error::io("cannot map a manager's memory", error))?;
-        let _ = self.ready.set(ready);
+        let _ = self.ready.set(Ready::open(greeting)?);
         // Another thread may have put a request meanwhile, and found neither a bit nor this message.
         fence(SeqCst);
         self.ready.get().iter().for_each(|ready| _ = ready.ring());
@@ -168,14 +156,14 @@ impl Pipe {
 
     /// A message that had to arrive is lost, or memory is damaged.
     fn fail(&self, error: Error) {
-        lock(&self.lost).get_or_insert(error);
+        let _ = self.lost.set(error);
         self.close();
         (self.changed)();
     }
 
-    /// Closes the pipe if the connection has ended. A thread that has the outlet in its hand, which may be this one, comes here
-    /// when it has let go of it.
-    fn shut_if_ended(&self) {
+    /// Ends a use of the outlet. If the connection has ended, the pipe is closed: whoever ended it may have found the outlet taken.
+    fn let_go(&self, outlet: MutexGuard<'_, Option<Outlet>>) {
+        drop(outlet);
         if self.has_ended.load(SeqCst)
             && let Some(mut outlet) = try_lock(&self.outlet)
         {
@@ -185,33 +173,33 @@ impl Pipe {
         }
     }
 
-    /// Sends what was posted, in order, and then `last`.
-    fn flush(&self, outlet: &mut Outlet, mut last: Option<EncodedMessage>) -> Flushed {
-        let mut has_woken = true;
-        loop {
+    /// Sends what was posted, in order. After an error one of the messages is lost.
+    fn flush(&self, outlet: &mut Outlet) -> Result<Sent> {
+        let mut sent = Sent::All(true);
+        while let Sent::All(_) = sent {
             let posted = lock(&self.unsent).pop_front();
-            let was_posted = posted.is_some();
-            let Some(next) = posted.or_else(|| last.take()) else { return Flushed::All(has_woken) };
-            let has_descriptors = next.has_attachments();
-            let Err(refused) = outlet.send(next).map(|woken| has_woken = woken) else { continue };
-            let flushed = match refused.kind() {
-                // It goes when the other end has taken others.
-                ErrorKind::Full => Flushed::NoRoom,
-                // The kernel has no room for more descriptors, of whatever process.
-                ErrorKind::Io if has_descriptors => Flushed::Refused,
-                _ if was_posted => return Flushed::Lost(refused.into_error()),
-                _ => return Flushed::Failed(refused.into_error()),
-            };
-            let mut unsent = lock(&self.unsent);
-            unsent.push_front(refused.into_inner());
-            unsent.extend(last);
-            return flushed;
+            let Some(next) = posted else { break };
+            sent = self.put(outlet, next)?;
         }
+        Ok(sent)
     }
 
-    /// Where room is signalled, as long as the connection stands. Kept, it would keep the other end from seeing this one go.
-    fn room(&self) -> Option<Arc<WaitQueue>> {
-        lock(&self.outlet).as_ref().map(|outlet| outlet.room().clone())
+    /// Sends a message, or puts it before those that were posted.
+    fn put(&self, outlet: &mut Outlet, message: EncodedMessage) -> Result<Sent> {
+        let has_descriptors = message.has_attachments();
+        let refused = match outlet.send(message) {
+            Ok(has_woken) => return Ok(Sent::All(has_woken)),
+            Err(refused) => refused,
+        };
+        let sent = match refused.kind() {
+            // It goes when the other end has taken others.
+            ErrorKind::Full => Sent::NoRoom,
+            // The kernel has no room for more descriptors, of whatever process.
+            ErrorKind::Io if has_descriptors => Sent::Refused,
+            _ => return Err(refused.into_error()),
+        };
+        lock(&self.unsent).push_front(refused.into_inner());
+        Ok(sent)
     }
 
     fn has_unsent(&self) -> bool {
@@ -220,28 +208,23 @@ impl Pipe {
 
     /// Sends what was posted. A thread that has used the outlet comes here after it.
     fn send_rest(&self) {
-        let mut armed_at = None;
         while self.has_unsent() {
             let Some(mut outlet) = try_lock(&self.outlet) else { return };
             let Some(open) = outlet.as_mut() else {
                 drop(outlet);
                 return lock(&self.unsent).clear();
             };
-            let flushed = self.flush(open, None);
-            drop(outlet);
-            self.shut_if_ended();
+            let (flushed, room) = (self.flush(open), open.room().clone());
+            self.let_go(outlet);
             self.ring();
             match flushed {
-                Flushed::All(_) => {}
-                // The reader of room goes on, unless it came before the message was back.
-                Flushed::NoRoom if armed_at == Some(self.rooms.load(SeqCst)) => return,
-                Flushed::NoRoom => {
-                    armed_at = Some(self.rooms.load(SeqCst));
-                    // Outside a runtime it fails, and those that have listened before go on.
-                    let _ = self.room().map_or(Ok(()), |room| room.arm());
-                }
-                Flushed::Refused => return self.retry(),
-                Flushed::Lost(error) | Flushed::Failed(error) => return self.fail(error),
+                Ok(Sent::All(_)) => {}
+                // The reader of room goes on. If room came before the message was back, it has not seen that, and room is not armed.
+                Ok(Sent::NoRoom) if room.is_armed() => return,
+                Ok(Sent::NoRoom) if room.arm().is_ok() => {}
+                // Outside a runtime those that have listened before go on.
+                Ok(Sent::NoRoom | Sent::Refused) => return self.retry(),
+                Err(error) => return self.fail(error),
             }
         }
     }
@@ -271,9 +254,8 @@ impl Transport for Pipe {
         // While another thread copies a message, however large, nobody waits for that: one more is begun meanwhile.
         let Some(mut outlet) = try_lock(&self.outlet) else { return true };
         let has_room = outlet.as_mut().is_none_or(Outlet::has_room);
-        drop(outlet);
+        self.let_go(outlet);
         // Others may have come meanwhile, and found the outlet taken.
-        self.shut_if_ended();
         self.send_rest();
         has_room && !self.has_unsent()
     }
@@ -281,29 +263,31 @@ impl Transport for Pipe {
     fn send(&self, message: EncodedMessage) -> Result<bool> {
         let mut outlet = lock(&self.outlet);
         let Some(open) = outlet.as_mut().filter(|_| !self.has_ended.load(SeqCst)) else {
-            drop(outlet);
-            self.shut_if_ended();
+            self.let_go(outlet);
             return Err(Error::closed("manager"));
         };
-        let flushed = self.flush(open, Some(message));
-        drop(outlet);
-        self.shut_if_ended();
+        let flushed = self.flush(open);
+        let has_lost = flushed.is_err();
+        let sent = flushed.and_then(|sent| match sent {
+            Sent::All(_) => self.put(open, message),
+            rest => {
+                lock(&self.unsent).push_back(message);
+                Ok(rest)
+            }
+        });
+        self.let_go(outlet);
         let manager_slept = self.ring();
         // Others may have come meanwhile, and found the outlet taken; and there may be a rest.
         self.send_rest();
-        match flushed {
-            Flushed::Lost(error) => {
-                self.fail(Error::copy(&error));
-                Err(error)
-            }
-            Flushed::Failed(error) => {
-                if self.is_client && error.kind() == ErrorKind::Corrupt {
+        match sent {
+            Ok(Sent::All(has_woken)) if !self.is_client => Ok(has_woken),
+            Ok(_) => Ok(manager_slept),
+            Err(error) => {
+                if has_lost || self.is_client && error.kind() == ErrorKind::Corrupt {
                     self.fail(Error::copy(&error));
                 }
                 Err(error)
             }
-            Flushed::All(has_woken) if !self.is_client => Ok(has_woken),
-            _ => Ok(manager_slept),
         }
     }
 
@@ -321,8 +305,7 @@ impl Transport for Pipe {
             // A message that another thread is sending is neither there nor in the pipe.
             let in_hand = lock(&self.outlet);
             let is_done = !self.has_unsent();
-            drop(in_hand);
-            self.shut_if_ended();
+            self.let_go(in_hand);
             if is_done {
                 // Messages that came meanwhile found the outlet taken.
                 return self.send_rest();
@@ -332,13 +315,10 @@ impl Transport for Pipe {
     }
 
     fn recv(&self) -> Option<Result<EncodedMessage>> {
-        if self.has_ended.load(SeqCst)
-            && let Some(error) = lock(&self.lost).as_ref()
-        {
+        if let Some(error) = self.lost.get() {
             return Some(Err(Error::copy(error)));
         }
-        let next = self.receiver.next()?;
-        match next {
+        match self.receiver.next()? {
             Ok(message) if self.is_client && messages::id_of(message.bytes()) == Some(0) => {
                 self.greeted(message).map_or_else(|error| Some(Err(error)), |()| self.recv())
             }
@@ -359,13 +339,15 @@ impl Transport for Pipe {
     }
 
     fn arm(&self) -> io::Result<()> {
-        let Some(room) = self.room() else { return Ok(()) };
+        // Kept for longer, it would keep the other end from seeing this one go.
+        let room = lock(&self.outlet).as_ref().map(|outlet| outlet.room().clone());
+        let Some(room) = room else { return Ok(()) };
         room.listen().and_then(|()| self.receiver.listen()).and_then(|()| room.arm())
     }
 
     fn close(&self) {
         self.has_ended.store(true, SeqCst);
-        self.shut_if_ended();
+        try_lock(&self.outlet).into_iter().for_each(|outlet| self.let_go(outlet));
         // It finds the same damage, or this end gone.
         self.ready.get().iter().for_each(|ready| _ = ready.ring());
     }

@@ -36,9 +36,11 @@
 //! # Cancel
 //! Nothing here waits.
 
+use super::messages::{Reader, Writer, malformed};
+use crate::error::{Error, Result};
 use crate::os::{eventfd, fault};
 use crate::shm::region::{ReadOnly, Region};
-use crate::wire::Attachment;
+use crate::wire::{Attachment, EncodedMessage};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -64,9 +66,14 @@ impl ReadyMap {
         Ok(Self { bits, asleep, doorbell: Arc::new(eventfd::create()?) })
     }
 
-    /// Returns the descriptors for [`Ready::open`].
-    pub(crate) fn fds(&self) -> [Attachment; 3] {
-        [self.bits.fd(), self.asleep.fd(), &self.doorbell].map(|fd| Attachment::Shared(fd.clone()))
+    /// The manager's first message to a client, which then has this bit, for [`Ready::open`].
+    pub(crate) fn greeting(&self, bit: u32) -> EncodedMessage {
+        let mut greeting = Writer::default();
+        greeting.number(0).number(bit.into());
+        for fd in [self.bits.fd(), self.asleep.fd(), &self.doorbell] {
+            greeting.attach(Attachment::Shared(fd.clone()));
+        }
+        greeting.into_encoded()
     }
 
     /// Sets a bit, which is less than [`CLIENTS`].
@@ -109,9 +116,14 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    /// Of the map that the manager has made; `bit` must be less than [`CLIENTS`].
-    pub(crate) fn open(bit: u32, [bits, asleep, doorbell]: [OwnedFd; 3]) -> io::Result<Self> {
-        Ok(Self { bits: Region::open(bits, LEN)?, asleep: ReadOnly::open(asleep, ASLEEP_LEN)?, doorbell, bit })
+    /// Of the map that the manager has made.
+    pub(crate) fn open(greeting: EncodedMessage) -> Result<Self> {
+        let mut reader = Reader::new(greeting, None)?;
+        let (_, bit, bits, asleep) = (reader.number()?, reader.number()?, reader.fd()?, reader.fd()?);
+        let bit = u32::try_from(bit).ok().filter(|bit| *bit < CLIENTS).ok_or_else(malformed)?;
+        let failed = |error| Error::io("cannot map a manager's memory", error);
+        let bits = Region::open(bits, LEN).map_err(failed)?;
+        Ok(Self { bits, asleep: ReadOnly::open(asleep, ASLEEP_LEN).map_err(failed)?, doorbell: reader.fd()?, bit })
     }
 
     /// Sets the client's bit and wakes the manager; true if it slept.
