@@ -2,7 +2,7 @@
 
 use crate::channel::Item;
 use crate::error::Result;
-use crate::manager::client::proxy::{Proxy, proxies};
+use crate::manager::client::proxy::{Proxy, calls, proxies};
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -107,20 +107,15 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
         self.0.lend(|dict, key: K, answer| answer.lend_part(&dict.contains_key::<K>(&key)), key).await
     }
 
-    /// Returns the number of keys.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn len(&self) -> Result<usize> {
-        self.0.call(|dict: &mut HashMap<K, V>| dict.len(), ()).await
-    }
+    calls! { dict: HashMap<K, V>;
+        /// Inserts several keys and their values in one step.
+        fn extend(items: Vec<(K, V)>) -> () { dict.extend(items) }
 
-    /// Returns `true` if the dictionary is empty.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn is_empty(&self) -> Result<bool> {
-        Ok(self.len().await? == 0)
+        /// Returns the number of keys.
+        fn len() -> usize { dict.len() }
+
+        /// Returns `true` if the dictionary is empty.
+        fn is_empty() -> bool { dict.is_empty() }
     }
 
     /// Returns a copy of all keys, as they are at one moment.
@@ -164,14 +159,6 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
     /// As [`Proxy::call`].
     pub async fn clear(&self) -> Result<()> {
         self.0.call(HashMap::clear, ()).await
-    }
-
-    /// Inserts several keys and their values in one step.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn extend(&self, items: Vec<(K, V)>) -> Result<()> {
-        self.0.call(|dict: &mut HashMap<K, V>, items: Vec<(K, V)>| dict.extend(items), (items,)).await
     }
 
     /// Runs `f` on the dictionary in the manager's process, as one step: no other call sees the dictionary in between.

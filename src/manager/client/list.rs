@@ -2,7 +2,7 @@
 
 use crate::channel::Item;
 use crate::error::{Error, Result};
-use crate::manager::client::proxy::{Proxy, proxies};
+use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::wire::messages::Writer;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -54,20 +54,18 @@ impl<T: Item> ListProxy<T> {
         &self.0
     }
 
-    /// Appends an element.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn push(&self, value: T) -> Result<()> {
-        self.0.call(|list: &mut Vec<T>, value: T| list.push(value), (value,)).await
-    }
+    calls! { list: Vec<T>;
+        /// Appends an element.
+        fn push(value: T) -> () { list.push(value) }
 
-    /// Appends several elements in one step.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn extend(&self, values: Vec<T>) -> Result<()> {
-        self.0.call(|list: &mut Vec<T>, values: Vec<T>| list.extend(values), (values,)).await
+        /// Appends several elements in one step.
+        fn extend(values: Vec<T>) -> () { list.extend(values) }
+
+        /// Returns the number of elements.
+        fn len() -> usize { list.len() }
+
+        /// Returns `true` if the list has no elements.
+        fn is_empty() -> bool { list.is_empty() }
     }
 
     /// Inserts an element at index `at`, and shifts all elements after it to the right.
@@ -144,22 +142,6 @@ impl<T: Item> ListProxy<T> {
     /// As [`Proxy::call`].
     pub async fn clear(&self) -> Result<()> {
         self.0.call(Vec::clear, ()).await
-    }
-
-    /// Returns the number of elements.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn len(&self) -> Result<usize> {
-        self.0.call(|list: &mut Vec<T>| list.len(), ()).await
-    }
-
-    /// Returns `true` if the list has no elements.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn is_empty(&self) -> Result<bool> {
-        Ok(self.len().await? == 0)
     }
 
     /// Sorts the list. Equal elements keep their order.

@@ -1,7 +1,7 @@
 //! Locks, semaphores, events, barriers and conditions in a manager, for programs that share no memory.
 
 use crate::error::{Error, ErrorKind, LockError, Result};
-use crate::manager::client::proxy::{Proxy, proxies};
+use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::client::waits::{Asked, in_time};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
@@ -267,21 +267,12 @@ impl SemaphoreProxy {
         in_time(timeout, self.acquire(), "there was no permit").await
     }
 
-    /// Adds a permit. Permits that are held stay held.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn release(&self) -> Result<()> {
-        let release = |permits: &mut SemaphoreObject| permits.available = permits.available.saturating_add(1);
-        self.0.call(release, ()).await
-    }
+    calls! { permits: SemaphoreObject;
+        /// Adds a permit. Permits that are held stay held.
+        fn release() -> () { permits.available = permits.available.saturating_add(1) }
 
-    /// Returns the number of permits that are available.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn available(&self) -> Result<usize> {
-        self.0.call(|permits: &mut SemaphoreObject| permits.available, ()).await
+        /// Returns the number of permits that are available.
+        fn available() -> usize { permits.available }
     }
 }
 
@@ -325,39 +316,26 @@ impl EventObject {
 pub struct EventProxy(pub(crate) Proxy<EventObject>);
 
 impl EventProxy {
-    /// Sets the event and wakes all callers that wait for it.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn set(&self) -> Result<()> {
-        self.0.call(|flag: &mut EventObject| flag.0 = true, ()).await
-    }
+    calls! { flag: EventObject;
+        /// Sets the event and wakes all callers that wait for it.
+        fn set() -> () { flag.0 = true }
 
-    /// Clears the event.
-    ///
-    /// ```
-    /// # multiprocess::init();
-    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// let manager = multiprocess::Manager::start().await?;
-    /// let event = manager.event().await?;
-    /// event.set().await?;
-    /// event.clear().await?;
-    /// assert!(!event.is_set().await?);
-    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn clear(&self) -> Result<()> {
-        self.0.call(|flag: &mut EventObject| flag.0 = false, ()).await
-    }
+        /// Clears the event.
+        ///
+        /// ```
+        /// # multiprocess::init();
+        /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+        /// let manager = multiprocess::Manager::start().await?;
+        /// let event = manager.event().await?;
+        /// event.set().await?;
+        /// event.clear().await?;
+        /// assert!(!event.is_set().await?);
+        /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+        /// ```
+        fn clear() -> () { flag.0 = false }
 
-    /// Returns `true` if the event is set.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn is_set(&self) -> Result<bool> {
-        self.0.call(|flag: &mut EventObject| flag.0, ()).await
+        /// Returns `true` if the event is set.
+        fn is_set() -> bool { flag.0 }
     }
 
     /// Waits until the event is set.
@@ -421,12 +399,12 @@ impl BarrierObject {
     fn leave(&mut self, ticket: Ticket) {
         if let Some(at) = self.waiting.iter().position(|waiting| *waiting == ticket) {
             self.waiting.swap_remove(at);
-            self.is_broken = true;
-            self.dismiss();
+            self.dismiss(true);
         }
     }
 
-    fn dismiss(&mut self) {
+    fn dismiss(&mut self, is_broken: bool) {
+        self.is_broken = is_broken;
         self.released.extend(self.waiting.drain(..).map(|ticket| (ticket, None)));
     }
 }
@@ -492,65 +470,34 @@ impl BarrierProxy {
         self.0.wait_and_take(Some(timeout), BarrierObject::wait, ()).await
     }
 
-    /// Breaks the barrier: all that wait fail, and all that come, until it is [reset](Self::reset).
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn abort(&self) -> Result<()> {
-        let abort = |parties: &mut BarrierObject| {
-            parties.is_broken = true;
-            parties.dismiss();
-        };
-        self.0.call(abort, ()).await
-    }
+    calls! { parties: BarrierObject;
+        /// Breaks the barrier: all that wait fail, and all that come, until it is [reset](Self::reset).
+        fn abort() -> () { parties.dismiss(true) }
 
-    /// Makes the barrier usable again. Callers that wait fail with `BrokenBarrier`.
-    ///
-    /// ```
-    /// # multiprocess::init();
-    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// let manager = multiprocess::Manager::start().await?;
-    /// let barrier = manager.barrier(2).await?;
-    /// assert_eq!(barrier.parties().await?, 2);
-    /// barrier.abort().await?;
-    /// assert!(barrier.is_broken().await?);
-    /// barrier.reset().await?;
-    /// assert!(!barrier.is_broken().await?);
-    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn reset(&self) -> Result<()> {
-        let reset = |parties: &mut BarrierObject| {
-            parties.is_broken = false;
-            parties.dismiss();
-        };
-        self.0.call(reset, ()).await
-    }
+        /// Makes the barrier usable again. Callers that wait fail with `BrokenBarrier`.
+        ///
+        /// ```
+        /// # multiprocess::init();
+        /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+        /// let manager = multiprocess::Manager::start().await?;
+        /// let barrier = manager.barrier(2).await?;
+        /// assert_eq!(barrier.parties().await?, 2);
+        /// barrier.abort().await?;
+        /// assert!(barrier.is_broken().await?);
+        /// barrier.reset().await?;
+        /// assert!(!barrier.is_broken().await?);
+        /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+        /// ```
+        fn reset() -> () { parties.dismiss(false) }
 
-    /// Returns the number of parties.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn parties(&self) -> Result<usize> {
-        self.0.call(|parties: &mut BarrierObject| parties.count, ()).await
-    }
+        /// Returns the number of parties.
+        fn parties() -> usize { parties.count }
 
-    /// Returns the number of parties that wait.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn waiting(&self) -> Result<usize> {
-        self.0.call(|parties: &mut BarrierObject| parties.waiting.len(), ()).await
-    }
+        /// Returns the number of parties that wait.
+        fn waiting() -> usize { parties.waiting.len() }
 
-    /// Returns `true` if the barrier is broken.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn is_broken(&self) -> Result<bool> {
-        self.0.call(|parties: &mut BarrierObject| parties.is_broken, ()).await
+        /// Returns `true` if the barrier is broken.
+        fn is_broken() -> bool { parties.is_broken }
     }
 }
 

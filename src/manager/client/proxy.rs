@@ -146,6 +146,20 @@ where
     Ok(Proxy::new(link.ask(request).await?.part()?))
 }
 
+/// Methods of a proxy, each of which calls its body on the object.
+macro_rules! calls {
+    ($object:ident: $Object:ty; $($(#[$doc:meta])* fn $name:ident($($arg:ident: $Arg:ty),*) -> $Out:ty $body:block)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// As [`Proxy::call`](crate::Proxy::call).
+        pub async fn $name(&self, $($arg: $Arg),*) -> $crate::error::Result<$Out> {
+            self.0.call(|$object: &mut $Object, $($arg: $Arg),*| $body, ($($arg,)*)).await
+        }
+    )*};
+}
+pub(crate) use calls;
+
 /// Implements what all proxies have in common.
 macro_rules! proxies {
     ($($name:ident $(<$($t:ident),*>)?)*) => {$(

@@ -2,7 +2,7 @@
 
 use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manager::client::proxy::{Proxy, proxies};
+use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::client::waits::in_time;
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
@@ -201,36 +201,18 @@ impl<T: Item> QueueProxy<T> {
         in_time(timeout, self.get(), "the queue had no item").await
     }
 
-    /// Returns the number of items.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn len(&self) -> Result<usize> {
-        self.0.call(|queue: &mut QueueObject<T>| queue.items.len(), ()).await
-    }
+    calls! { queue: QueueObject<T>;
+        /// Returns the number of items.
+        fn len() -> usize { queue.items.len() }
 
-    /// Returns `true` if the queue has no items.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn is_empty(&self) -> Result<bool> {
-        Ok(self.len().await? == 0)
-    }
+        /// Returns `true` if the queue has no items.
+        fn is_empty() -> bool { queue.items.is_empty() }
 
-    /// Returns `true` if [`put`](Self::put) would wait.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn is_full(&self) -> Result<bool> {
-        self.0.call(|queue: &mut QueueObject<T>| queue.is_full(), ()).await
-    }
+        /// Returns `true` if [`put`](Self::put) would wait.
+        fn is_full() -> bool { queue.is_full() }
 
-    /// Closes the queue: from now on each `put` fails, and each `get` fails once the queue is empty.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn close(&self) -> Result<()> {
-        self.0.call(|queue: &mut QueueObject<T>| queue.is_closed = true, ()).await
+        /// Closes the queue: from now on each `put` fails, and each `get` fails once the queue is empty.
+        fn close() -> () { queue.is_closed = true }
     }
 
     /// Marks an item as done, for [`join`](Self::join).

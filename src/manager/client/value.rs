@@ -2,7 +2,7 @@
 
 use crate::channel::Item;
 use crate::error::{Error, Result};
-use crate::manager::client::proxy::{Proxy, proxies};
+use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::sync::{Integer, of_word, to_word};
 use serde::{Deserialize, Serialize};
 
@@ -43,20 +43,12 @@ impl<T: Item> ValueProxy<T> {
         self.0.lend(|one, (), answer| answer.lend_part(&one.0), &()).await
     }
 
-    /// Replaces the value.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn set(&self, value: T) -> Result<()> {
-        self.0.call(|one: &mut ValueObject<T>, value: T| one.0 = value, (value,)).await
-    }
+    calls! { one: ValueObject<T>;
+        /// Replaces the value.
+        fn set(value: T) -> () { one.0 = value }
 
-    /// Replaces the value and returns the previous one.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn swap(&self, value: T) -> Result<T> {
-        self.0.call(|one: &mut ValueObject<T>, value: T| std::mem::replace(&mut one.0, value), (value,)).await
+        /// Replaces the value and returns the previous one.
+        fn swap(value: T) -> T { std::mem::replace(&mut one.0, value) }
     }
 
     /// Runs `f` on the value in the manager's process, as one step: no other call sees the value in between.
@@ -198,20 +190,12 @@ impl<T: Item> ArrayProxy<T> {
         self.0.call(set, (index, value)).await?
     }
 
-    /// Returns the number of elements.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn len(&self) -> Result<usize> {
-        self.0.call(|row: &mut ArrayObject<T>| row.0.len(), ()).await
-    }
+    calls! { row: ArrayObject<T>;
+        /// Returns the number of elements.
+        fn len() -> usize { row.0.len() }
 
-    /// Returns `true` if the array has no elements.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn is_empty(&self) -> Result<bool> {
-        Ok(self.len().await? == 0)
+        /// Returns `true` if the array has no elements.
+        fn is_empty() -> bool { row.0.is_empty() }
     }
 
     /// Returns a copy of all elements, as they are at one moment.
