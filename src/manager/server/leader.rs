@@ -94,10 +94,14 @@ pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<(Arc<Ser
     let built = Builder::new_current_thread().enable_all().build();
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
     let listener = setup.bind.map(|bind| runtime.block_on(bind.listen())).transpose()?.map(Arc::new);
-    let poller = Poller::new()?;
+    let intake = Arc::new(setup.intake.into_inner());
+    let (poller, watch) = {
+        let _inside = runtime.enter();
+        (Poller::new()?, reactor::watch(intake.clone(), Interest::READABLE)?)
+    };
     let server = Arc::new(Server {
         id: setup.id,
-        intake: Arc::new(setup.intake.into_inner()),
+        intake,
         exposed: setup.exposed,
         address: listener.as_ref().map(|listener| listener.local_addr()),
         objects: Objects::new(),
@@ -127,15 +131,10 @@ pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<(Arc<Ser
     if let Some(listener) = &listener {
         server.runtime.spawn(server.clone().take_peers(listener.clone()));
     }
-    let intake = {
-        let _inside = server.runtime.enter();
-        server.poller.listen()?;
-        reactor::watch(server.intake.clone(), Interest::READABLE)?
-    };
     let takes = server.clone();
     server.runtime.spawn(async move {
         loop {
-            if let Ok(mut ready) = intake.readable().await {
+            if let Ok(mut ready) = watch.readable().await {
                 ready.clear_ready();
             }
             takes.take_clients();

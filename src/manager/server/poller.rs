@@ -30,7 +30,7 @@ use crate::wire::EncodedMessage;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 /// The clients, each of which is a `C`.
@@ -38,9 +38,9 @@ pub(crate) struct Poller<C> {
     map: Arc<ReadyMap>,
     state: Mutex<State<C>>,
     free: Arc<Mutex<Vec<u32>>>,
-    doorbell: OnceLock<Arc<Watch<Arc<OwnedFd>>>>,
     /// Wakes a leader that sleeps.
     pub(crate) changed: Arc<Notify>,
+    _doorbell: Arc<Watch<Arc<OwnedFd>>>,
 }
 
 struct State<C> {
@@ -70,20 +70,15 @@ impl Drop for Bit {
 }
 
 impl<C> Poller<C> {
+    /// The runtime that is entered listens to the clients' doorbell.
     pub(crate) fn new() -> Result<Self> {
         let map = ReadyMap::create().map_err(|error| Error::io("cannot make a manager's memory", error))?;
-        let state = State { ready: VecDeque::new(), idle: Vec::new(), is_asleep: false };
-        let (free, doorbell, changed) = Default::default();
-        Ok(Self { map: Arc::new(map), state: Mutex::new(state), free, doorbell, changed })
-    }
-
-    /// Has the runtime that is entered listen to the clients' doorbell.
-    pub(crate) fn listen(&self) -> Result<()> {
-        let changed = self.changed.clone();
-        let watched = wait::watch(self.map.doorbell.clone(), move || changed.notify_one());
-        let watched = watched.map_err(|error| Error::io("the doorbell of a manager cannot be watched", error))?;
-        let _ = self.doorbell.set(watched);
-        Ok(())
+        let (free, changed) = (Arc::default(), Arc::<Notify>::default());
+        let notified = changed.clone();
+        let doorbell = wait::watch(map.doorbell.clone(), move || notified.notify_one());
+        let _doorbell = doorbell.map_err(|error| Error::io("the doorbell of a manager cannot be watched", error))?;
+        let state = Mutex::new(State { ready: VecDeque::new(), idle: Vec::new(), is_asleep: false });
+        Ok(Self { map: Arc::new(map), state, free, changed, _doorbell })
     }
 
     /// Takes in one more client, inside the runtime that is to listen to it: sends it the number of its bit. After an error the
