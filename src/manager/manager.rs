@@ -77,7 +77,6 @@ const GRACE: Duration = Duration::from_secs(5);
 ///   wakes. Each process that uses the manager has two pipes and an eventfd for it.
 pub struct Manager {
     link: Arc<Link>,
-    pid: u32,
     /// None of a manager that was connected to.
     process: Option<Arc<Running>>,
 }
@@ -221,7 +220,7 @@ impl ManagerBuilder {
         let mut process = options.spawn(serve, (setup,))?;
         let (link, running) = (Link::to(id, process.pid(), connector)?, Arc::<Running>::default());
         link.know_process(&running);
-        let manager = Manager { link, pid: process.pid(), process: Some(running.clone()) };
+        let manager = Manager { link, process: Some(running.clone()) };
         if let Err(error) = manager.object_count().await {
             // The reason of its end is better than the error that it is gone.
             let ended = match error.kind() {
@@ -320,7 +319,7 @@ impl Manager {
 
     /// Returns the id of the manager's process.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.link.pid
     }
 
     /// Creates an empty list.
@@ -534,7 +533,7 @@ impl ManagerConnect {
         let greeted = timer::within(GREETING_TIME, Self::greet(&connection)).await;
         let (id, pid) =
             greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "the manager sent no greeting")))?;
-        Ok(Manager { link: Link::over(id, pid, connection), pid, process: None })
+        Ok(Manager { link: Link::over(id, pid, connection), process: None })
     }
 
     async fn greet(connection: &ByteConnection) -> Result<Welcome> {
@@ -582,6 +581,6 @@ impl fmt::Debug for ManagerBuilder {
 
 impl fmt::Debug for Manager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manager").field("pid", &self.pid).finish_non_exhaustive()
+        f.debug_struct("Manager").field("pid", &self.link.pid).finish_non_exhaustive()
     }
 }

@@ -29,7 +29,7 @@ impl Handle {
     pub(crate) fn counted(link: &Arc<Link>, object: u64) -> Self {
         let owner = link.owner_of_new_handles();
         if owner != CONNECTION {
-            link.count(messages::CLAIM, object, owner);
+            link.tell(messages::CLAIM, &[object, owner]);
             link.release(object);
         }
         Self { link: link.clone(), object, owner }
@@ -38,7 +38,7 @@ impl Handle {
     /// One more handle of an object that is held meanwhile.
     pub(crate) fn claimed(link: &Arc<Link>, object: u64) -> Self {
         let owner = link.owner_of_new_handles();
-        link.count(messages::CLAIM, object, owner);
+        link.tell(messages::CLAIM, &[object, owner]);
         Self { link: link.clone(), object, owner }
     }
 
@@ -59,29 +59,23 @@ impl Handle {
         let connector = self.link.connector.as_ref();
         let connector =
             connector.ok_or("it is of a manager on another host, to which its receiver must connect itself")?;
-        let is_it = |leaving: &Leaving| leaving.manager == self.link.id;
-        let leaving = attach::in_common(is_it, || Leaving::new(&self.link, connector))?;
-        self.link.lease(leaving.lease, self.object);
-        let Leaving { manager, connector, end, .. } = *leaving;
-        Ok(Leased { manager, pid: self.link.pid, object: self.object, connector, end })
+        let is_it = |Leaving(_, leased): &Leaving| leased.manager == self.link.id;
+        let Leaving(lease, leased) = *attach::in_common(is_it, || Leaving::new(&self.link, connector))?;
+        self.link.lease(lease, self.object);
+        Ok(Leased { object: self.object, ..leased })
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         if !fork::is_forked() {
-            self.link.count(messages::RELEASE, self.object, self.owner);
+            self.link.tell(messages::RELEASE, &[self.object, self.owner]);
         }
     }
 }
 
-/// The object lease that the handles of one outgoing message share.
-struct Leaving {
-    manager: Id,
-    connector: u32,
-    end: u32,
-    lease: u64,
-}
+/// The object lease that the handles of one outgoing message share: its number, and their form but for the object.
+struct Leaving(u64, Leased);
 
 impl Leaving {
     fn new(link: &Arc<Link>, connector: &Arc<OwnedFd>) -> Result<Self, String> {
@@ -92,7 +86,7 @@ impl Leaving {
         link.be_connected().map_err(|error| error.to_string())?;
         let lease = link.open_lease(reader.into());
         let connector = attach(Attachment::Shared(connector.clone()))?;
-        Ok(Self { manager: link.id, connector, end, lease })
+        Ok(Self(lease, Leased { manager: link.id, pid: link.pid, object: 0, connector, end }))
     }
 }
 

@@ -198,9 +198,7 @@ impl Link {
 
     /// A request, whose number stands at [`ID_AT`].
     pub(crate) fn request(self: &Arc<Self>, kind: u8) -> Writer {
-        let mut request = Writer::request(kind, self.clone());
-        request.number(0);
-        request
+        Writer::request(kind, self.clone())
     }
 
     /// Sends a request and reads its answer.
@@ -257,14 +255,9 @@ impl Link {
         }
     }
 
-    /// Tells the manager something of a request of this link.
-    pub(crate) fn post_of(&self, what: u8, id: u64) {
-        self.post(Writer::plain(what, &[id]));
-    }
-
-    /// Tells the manager of one handle more or less.
-    pub(crate) fn count(&self, what: u8, object: u64, owner: u64) {
-        self.post(Writer::plain(what, &[object, owner]));
+    /// [`post`](Self::post) of a request of these numbers.
+    pub(crate) fn tell(&self, what: u8, numbers: &[u64]) {
+        self.post(Writer::plain(what, numbers));
     }
 
     /// The owner of handles that are made on this thread.
@@ -283,7 +276,7 @@ impl Link {
     }
 
     pub(crate) fn lease(&self, lease: u64, object: u64) {
-        self.post(Writer::plain(messages::LEASE, &[lease, object]));
+        self.tell(messages::LEASE, &[lease, object]);
         // Should this process die at once, the manager must know of the handle that has left.
         self.transport.get().iter().for_each(|transport| transport.press());
     }
@@ -303,11 +296,11 @@ impl End for Link {
     }
 
     fn hold(&self, object: u64) {
-        self.count(messages::CLAIM, object, CONNECTION);
+        self.tell(messages::CLAIM, &[object, CONNECTION]);
     }
 
     fn release(&self, object: u64) {
-        self.count(messages::RELEASE, object, CONNECTION);
+        self.tell(messages::RELEASE, &[object, CONNECTION]);
     }
 }
 
@@ -355,7 +348,7 @@ impl Drop for Pending {
                 link.read_for_sleepers();
             }
         }
-        self.settles.filter(|_| self.is_sent).into_iter().for_each(|how| link.post_of(how, id));
+        self.settles.filter(|_| self.is_sent).into_iter().for_each(|how| link.tell(how, &[id]));
     }
 }
 
@@ -378,7 +371,7 @@ mod tests {
         let (mut first, mut dropped, mut third) = (Box::pin(ask(&link)), Box::pin(ask(&link)), Box::pin(ask(&link)));
         assert!((&mut first).now_or_never().is_none() && (&mut dropped).now_or_never().is_none());
         drop(dropped);
-        link.count(RELEASE, 2, CONNECTION);
+        link.tell(RELEASE, &[2, CONNECTION]);
         let answers = async {
             // A posted message passes calls that wait, as the first may not be polled.
             assert_eq!(manager.next().await, (RELEASE, 2));
@@ -401,14 +394,14 @@ mod tests {
     #[tokio::test]
     async fn bit_that_another_thread_finds_announces_earlier_requests() {
         let (link, mut manager) = linked();
-        link.count(RELEASE, 1, CONNECTION);
+        link.tell(RELEASE, &[1, CONNECTION]);
         let map = manager.greet(5).await;
         std::thread::scope(|scope| scope.spawn(|| link.read()).join().unwrap());
         let mut bits = Vec::new();
         map.take(64, |bit| bits.push(bit));
         assert_eq!(bits, [5]);
         // It is known from now on.
-        link.count(RELEASE, 1, CONNECTION);
+        link.tell(RELEASE, &[1, CONNECTION]);
         map.take(64, |bit| bits.push(bit));
         assert_eq!(bits, [5, 5]);
     }

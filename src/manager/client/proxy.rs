@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::manager::client::handle::{self, Handle};
 use crate::manager::client::link::Link;
-use crate::manager::wire::messages::{self, Lend, Place, Reader, Writer};
+use crate::manager::wire::messages::{self, Lend, Op, Place, Reader, Writer};
 use crate::manager::wire::method::{self, Lent, Maker, Method, Owned};
 use crate::process::function::{Arguments, captures_nothing};
 use serde::de::DeserializeOwned;
@@ -86,11 +86,7 @@ impl<T: Send + 'static> Proxy<T> {
         A: Arguments,
     {
         const { captures_nothing::<F>() };
-        let mut request = self.handle.link.request(messages::CALL);
-        request.number(1);
-        request.op(&method::call_op::<F, T, A, Owned>(self.handle.object, g)).append(&args)?;
-        drop(args);
-        self.handle.link.ask(request).await?.part()
+        run(&self.handle.link, method::call_op::<F, T, A, Owned>(self.handle.object, g), args).await
     }
 
     /// Calls a function of ours whose result is lent by the object and read here as an `R`. `args` are an `A` as the caller has
@@ -140,10 +136,15 @@ where
     F: Maker<A>,
     A: Serialize + DeserializeOwned + Send + 'static,
 {
+    Ok(Proxy::new(run(link, method::make_op(f), args).await?))
+}
+
+/// Has the manager behind `link` run one operation.
+async fn run<R: DeserializeOwned + 'static>(link: &Arc<Link>, op: Op, args: impl Serialize + 'static) -> Result<R> {
     let mut request = link.request(messages::CALL);
-    request.number(1).op(&method::make_op(f)).append(&args)?;
+    request.number(1).op(&op).append(&args)?;
     drop(args);
-    Ok(Proxy::new(link.ask(request).await?.part()?))
+    link.ask(request).await?.part()
 }
 
 /// Methods of a proxy, each of which calls its body on the object.

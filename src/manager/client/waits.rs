@@ -55,7 +55,7 @@ impl<T: Send + 'static> Proxy<T> {
                 Some(answer) => answer?,
                 // The manager decides the outcome.
                 None => {
-                    link.post_of(messages::EXPIRE, pending.id);
+                    link.tell(messages::EXPIRE, &[pending.id]);
                     answer.await?
                 }
             }

@@ -268,7 +268,7 @@ mod tests {
             for op in ops(number) {
                 let mut request = Writer::request(kind, client.clone());
                 let has_answer = matches!(kind, messages::CALL | messages::WAIT | messages::COUNT | messages::WHERE);
-                request.number(number);
+                request.amend(messages::ID_AT, number);
                 match kind {
                     messages::CALL => request.number(1).op(&op).append(&(5u32,)).unwrap(),
                     messages::WAIT => request.op(&op).append(&(5u32,)).unwrap(),

@@ -24,7 +24,7 @@ pub(crate) enum Travelling {
 }
 
 /// A handle under a lease. The descriptors of its manager's connector and of the lease ride along.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Leased {
     pub(crate) manager: Id,
     pub(crate) pid: u32,

@@ -83,10 +83,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
+    /// A request, whose number is yet to be written at [`ID_AT`].
     pub(crate) fn request(kind: u8, end: Arc<dyn End>) -> Self {
         let mut bytes = Vec::with_capacity(96);
-        bytes.push(kind);
-        Self { bytes, attachments: Vec::new(), marshal: Marshal::at(Some(end)) }
+        bytes.extend([kind, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Self { bytes, marshal: Marshal::at(Some(end)), ..Self::default() }
     }
 
     /// A request of these numbers, without values.
@@ -97,8 +98,7 @@ impl Writer {
     }
 
     pub(crate) fn answer(id: u64, end: Arc<dyn End>) -> Self {
-        let mut writer =
-            Self { bytes: Vec::with_capacity(64), attachments: Vec::new(), marshal: Marshal::at(Some(end)) };
+        let mut writer = Self { bytes: Vec::with_capacity(64), marshal: Marshal::at(Some(end)), ..Self::default() };
         writer.number(id);
         writer
     }
