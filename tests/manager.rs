@@ -3,6 +3,7 @@
 mod common;
 
 use common::{eventually, go_on, in_child, objects_go, stop, within};
+use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::{
     self as mp, Batch, DictProxy, ErrorKind, Exposed, ListProxy, Manager, Namespace, Process, Proxy, Queue,
@@ -10,6 +11,8 @@ use multiprocess::{
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 mp::test_support!();
@@ -875,6 +878,154 @@ async fn releases_beyond_a_full_pipe_arrive_without_another_call() {
         manager.shutdown().await.unwrap();
     })
     .await;
+}
+
+/// Stops the manager, and begins more pushes than the pipe to it has room for: calls that come after them wait for room.
+fn fill_pipe<'a>(manager: &Manager, list: &'a ListProxy<Vec<u8>>) -> Vec<BoxFuture<'a, mp::Result<()>>> {
+    stop(manager.pid());
+    let mut pushes: Vec<_> = (0..8).map(|_| list.push(vec![0; 1 << 18]).boxed()).collect();
+    assert!(pushes.iter_mut().all(|push| push.now_or_never().is_none()));
+    pushes
+}
+
+#[tokio::test]
+async fn unpolled_call_that_waits_for_room_blocks_no_other() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let (list, tally) = (manager.list().await.unwrap(), manager.create(Tally::new, (0,)).await.unwrap());
+        let full = fill_pipe(&manager, &list);
+        let mut calls = [1, 10, 100].map(|n| tally.call(Tally::add, (n,)).boxed());
+        assert!(calls.iter_mut().all(|call| call.now_or_never().is_none()));
+        let [first, dropped, third] = calls;
+        drop((dropped, full));
+        go_on(manager.pid());
+        assert_eq!(third.await.unwrap(), 100, "no other was made");
+        assert_eq!(first.await.unwrap(), 101);
+        let mut full = fill_pipe(&manager, &list);
+        full.push(tally.call(|_: &mut Tally| (), ()).boxed());
+        assert!(full[8].as_mut().now_or_never().is_none());
+        let pid = rustix::process::Pid::from_raw(manager.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        for call in full {
+            assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Closed);
+        }
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// The manager takes no request of a client that does not read its answers.
+#[tokio::test]
+async fn call_that_waits_for_room_reads_answers_that_nobody_else_reads() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let list = manager.list::<Vec<u8>>().await.unwrap();
+        list.extend(vec![vec![0; 300_000]; 8]).await.unwrap();
+        let mut gets: Vec<_> = (0..8).map(|at| list.get(at).boxed()).collect();
+        assert!(gets.iter_mut().all(|get| get.now_or_never().is_none()));
+        let full = fill_pipe(&manager, &list);
+        go_on(manager.pid());
+        assert!(list.len().await.unwrap() > 8);
+        drop((gets, full));
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn wait_that_is_dropped_was_never_made_if_it_was_not_sent_and_takes_nothing_if_it_was() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let (list, lock) = (manager.list().await.unwrap(), manager.lock().await.unwrap());
+        let queue = manager.queue(None).await.unwrap();
+        let full = fill_pipe(&manager, &list);
+        assert!(lock.acquire().now_or_never().is_none());
+        drop(full);
+        go_on(manager.pid());
+        drop(lock.try_acquire().await.unwrap());
+        assert!(queue.get().now_or_never().is_none());
+        queue.put(7).await.unwrap();
+        assert_eq!(queue.get().await.unwrap(), 7);
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn condition_wait_that_is_never_sent_keeps_the_lock() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let (list, condition) = (manager.list().await.unwrap(), manager.condition().await.unwrap());
+        let held = condition.lock().await.unwrap();
+        let full = fill_pipe(&manager, &list);
+        let error = condition.wait_timeout(held, Duration::from_millis(1)).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Timeout && error.has_guard(), "{error}");
+        drop(full);
+        go_on(manager.pid());
+        let mut locking = condition.lock().boxed();
+        assert!((&mut locking).now_or_never().is_none());
+        assert_eq!(condition.waiting().await.unwrap(), 0);
+        assert!((&mut locking).now_or_never().is_none(), "it is still held");
+        drop(error);
+        drop(locking.await.unwrap());
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn put_timeout_puts_nothing_if_it_was_not_sent_and_else_waits_for_the_managers_decision() {
+    within(async {
+        let manager = Manager::start().await.unwrap();
+        let (list, queue) = (manager.list().await.unwrap(), manager.queue(None).await.unwrap());
+        let full = fill_pipe(&manager, &list);
+        let error = queue.put_timeout(1, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        drop(full);
+        go_on(manager.pid());
+        assert_eq!(queue.len().await.unwrap(), 0);
+        stop(manager.pid());
+        let mut putting = queue.put_timeout(2, Duration::from_millis(1)).boxed();
+        let late = tokio::time::timeout(Duration::from_millis(50), &mut putting).await;
+        assert!(late.is_err(), "the manager has not decided");
+        go_on(manager.pid());
+        putting.await.unwrap();
+        assert_eq!(queue.len().await.unwrap(), 1);
+        manager.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// A task that has a call of its own, and goes with the call that it waits for.
+struct Ends(Mutex<Option<BoxFuture<'static, mp::Result<i64>>>>);
+
+impl Wake for Ends {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[tokio::test]
+async fn dropped_call_can_end_a_task_with_another_call() {
+    let _deadline = common::Deadline::start();
+    let manager = Manager::start().await.unwrap();
+    let (tally, go) = (manager.create(Tally::new, (0,)).await.unwrap(), Queue::unbounded().unwrap());
+    let call = |n| {
+        let (tally, go) = (tally.clone(), go.clone());
+        async move { tally.call(Tally::add_when_told, (n, go)).await }.boxed()
+    };
+    let (mut first, mut second) = (call(1), call(10));
+    let ends = Arc::new(Ends(Mutex::default()));
+    let waker = Waker::from(ends.clone());
+    while Arc::strong_count(&ends) == 2 {
+        assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    assert!((&mut second).now_or_never().is_none());
+    *ends.0.lock().unwrap() = Some(second);
+    drop((ends, waker));
+    drop(first);
+    go.put(()).await.unwrap();
+    go.put(()).await.unwrap();
+    assert_eq!(tally.call(Tally::total, ()).await.unwrap(), 11);
+    manager.shutdown().await.unwrap();
 }
 
 #[test]

@@ -355,6 +355,7 @@ impl Transport for Pipe {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ready::ReadyMap;
     use super::*;
     use std::time::Instant;
 
@@ -402,6 +403,21 @@ mod tests {
             pressing.join().unwrap();
         });
         assert_eq!(manager.recv().unwrap().unwrap().bytes(), message().bytes());
+    }
+
+    #[tokio::test]
+    async fn bit_that_another_thread_finds_announces_earlier_requests() {
+        let [client, manager] = connected();
+        client.post(message());
+        let (map, mut bits) = (ReadyMap::create().unwrap(), Vec::new());
+        manager.send(map.greeting(5)).unwrap();
+        thread::scope(|scope| scope.spawn(|| assert!(client.recv().is_none())).join().unwrap());
+        map.take(64, |bit| bits.push(bit));
+        assert_eq!(bits, [5]);
+        // It is known from now on.
+        client.post(message());
+        map.take(64, |bit| bits.push(bit));
+        assert_eq!(bits, [5, 5]);
     }
 
     #[test]
