@@ -82,7 +82,7 @@ impl TestManager {
 
 impl Drop for TestManager {
     fn drop(&mut self) {
-        *lock(&self.server.faults.injector) = None;
+        lock(&self.server.faults.answers).clear();
         self.server.faults.has_no_threads.store(false, Relaxed);
     }
 }

@@ -59,7 +59,7 @@ impl Connection {
     }
 
     fn send(&self, answer: EncodedMessage) -> Result<()> {
-        self.server.faults.of_answer(&answer)?;
+        self.server.faults.of_answer()?;
         if !self.transport.send(answer)? {
             // It may ask again at once.
             self.server.spin.encourage();
@@ -198,43 +198,26 @@ mod tests {
     use crate::manager::client::namespace::{Names, Namespace};
     use crate::manager::client::proxy::{self, Proxy};
     use crate::manager::client::queue::QueueObject;
-    use crate::manager::mock::{TestManager, test_manager};
+    use crate::manager::mock::test_manager;
     use crate::manager::wire::messages::Op;
     use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
     use crate::manager::wire::waiting::Try;
     use crate::os::socket::packet_pair;
     use crate::wire::Attachment;
-    use std::sync::atomic::AtomicBool;
-    use std::sync::atomic::Ordering::SeqCst;
     use std::task::Poll;
     use std::time::Duration;
     use tokio::time::timeout;
 
-    /// Refuses answers with references, one after the other like this.
-    fn refuse_made(test_manager: &TestManager, why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
-        let mut why = why.into_iter();
-        let is_begun = AtomicBool::new(false);
-        *lock(&test_manager.server.faults.injector) = Some(Box::new(move |answer| {
-            let is_its = is_begun.load(SeqCst) || answer.bytes().last_chunk() == Some(&1u64.to_le_bytes());
-            is_begun.store(is_its, SeqCst);
-            if is_its { why.next() } else { None }
-        }));
-    }
-
-    async fn is_let_go(why: impl IntoIterator<Item = ErrorKind, IntoIter: Send + 'static>) {
+    #[tokio::test]
+    async fn object_of_answer_that_cannot_be_sent_is_released() {
         let test_manager = test_manager().await;
         let before = test_manager.server.objects.len();
-        refuse_made(&test_manager, why);
+        lock(&test_manager.server.faults.answers).push_back(ErrorKind::Io);
         let error = proxy::create(&test_manager.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
         // It is released after the error is sent.
         test_manager.until(|| test_manager.server.objects.len() == before).await;
         proxy::create(&test_manager.client, String::new, ()).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn object_of_answer_that_cannot_be_sent_is_released() {
-        is_let_go([ErrorKind::Io]).await;
     }
 
     fn waits(_: &mut QueueObject<u32>, _: &mut Option<(u32,)>, _: Try, _: &mut Writer) -> Poll<Result<()>> {
@@ -297,7 +280,7 @@ mod tests {
     #[tokio::test]
     async fn client_that_cannot_even_get_the_error_is_disconnected() {
         let test_manager = test_manager().await;
-        refuse_made(&test_manager, [ErrorKind::Io, ErrorKind::Io]);
+        lock(&test_manager.server.faults.answers).extend([ErrorKind::Io, ErrorKind::Io]);
         let error = proxy::create(&test_manager.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
         let error = test_manager.client.ask(test_manager.client.request(messages::COUNT)).await.map(drop).unwrap_err();
