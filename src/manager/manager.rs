@@ -1,7 +1,7 @@
 //! The face: start a manager, make objects in it.
 
 use crate::channel::Item;
-use crate::connection::{self, ByteConnection, Connect};
+use crate::connection::{self, Connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::dict::DictProxy;
 use crate::manager::client::handle::Handle;
@@ -16,14 +16,14 @@ use crate::manager::client::proxy::{self, Proxy};
 use crate::manager::client::queue::{QueueObject, QueueProxy};
 use crate::manager::client::value::{ArrayObject, ArrayProxy, ValueObject, ValueProxy};
 use crate::manager::server::leader;
-use crate::manager::wire::greeting::{Bind, GREETING, GREETING_TIME, Setup, Welcome};
+use crate::manager::wire::greeting::{self, Bind, GREETING_TIME, Setup};
 use crate::manager::wire::messages;
 use crate::manager::wire::method::{Exposed, Maker};
 use crate::manager::wire::pipe;
-use crate::os::{image, reactor, socket, timer};
+use crate::os::{reactor, socket, timer};
 use crate::process::Process;
 use crate::process::function::{Arguments, captures_nothing};
-use crate::wire::{self, Fd, Parcel};
+use crate::wire::Fd;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -530,29 +530,8 @@ impl ManagerConnect {
 
     async fn run(self) -> Result<Manager> {
         let connection = self.0.await?;
-        let greeted = timer::within(GREETING_TIME, Self::greet(&connection)).await;
-        let (id, pid) =
-            greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "the manager sent no greeting")))?;
+        let (id, pid) = greeting::greet(&connection).await?;
         Ok(Manager { link: Link::over(id, pid, connection), process: None })
-    }
-
-    async fn greet(connection: &ByteConnection) -> Result<Welcome> {
-        let build = image::fingerprint();
-        connection.send_bytes(&[&GREETING[..], &build.to_le_bytes()].concat()).await?;
-        let answer = connection.recv_bytes().await?;
-        let stranger = || Error::new(ErrorKind::Decode, format!("at {} is no manager", connection.peer_addr()));
-        let (bytes, theirs) = answer.strip_prefix(GREETING).and_then(<[u8]>::split_last_chunk).ok_or_else(stranger)?;
-        // Before the rest is read, which another build may write in another way.
-        let theirs = u64::from_le_bytes(*theirs);
-        if theirs != build {
-            let peer = connection.peer_addr();
-            let why = format!(
-                "the manager at {peer} is another build of this program, or another program ({theirs:016x}, and this is \
-                 {build:016x}): run the same executable at both ends"
-            );
-            return Err(Error::new(ErrorKind::Decode, why));
-        }
-        wire::decode(Parcel { bytes: bytes.to_vec(), fds: Vec::new() }).map_err(|_| stranger())
     }
 }
 

@@ -14,9 +14,8 @@
 //                            namespace.rs queue.rs primitives.rs value.rs   waits.rs     operations that may have to wait
 // server/      leader.rs     the thread that takes requests  executor.rs  calls, from object to object
 //              overflow.rs   threads that take over          connection.rs what a client asks for and holds
-//              poller.rs     requests of busy clients        acceptor.rs  clients from elsewhere
-//              objects.rs    the objects and their holders   state.rs     all this as one
-//              faults.rs     where tests have it fail
+//              poller.rs     requests of busy clients        objects.rs   the objects and their holders
+//              state.rs      all this as one                 faults.rs    where tests have it fail
 // wire/        transport.rs  what a way between both can do, and the three ways: pipe.rs stream.rs local.rs
 //              messages.rs   their format                    method.rs    function <-> address, with an object
 //              waiting.rs    waitable operations             marshal.rs   handles as references

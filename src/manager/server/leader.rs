@@ -35,7 +35,6 @@
 //! A call whose future is dropped is done if it was sent; its answer is thrown away by the client. Of one that waits
 //! see `waits.rs`.
 
-use super::acceptor::greet;
 use super::executor::LAST_ENTRY;
 use super::faults::Faults;
 use super::objects::{Holder, Objects};
@@ -43,7 +42,7 @@ use super::poller::Poller;
 use super::state::{CHECK_EVERY, Connection, Event, Next, Overflow, Server, Task};
 use crate::connection::{ByteConnection, Listener};
 use crate::error::{Error, Result};
-use crate::manager::wire::greeting::Setup;
+use crate::manager::wire::greeting::{self, Setup};
 use crate::manager::wire::local::{HOST, Host, ServerEnd};
 use crate::manager::wire::messages;
 use crate::manager::wire::pipe::Pipe;
@@ -350,7 +349,7 @@ impl Server {
     }
 
     async fn take_peer(self: Arc<Self>, peer: ByteConnection) {
-        match greet(self.id, &peer).await {
+        match greeting::admit(self.id, &peer).await {
             Ok(()) => self.admit(|changed| Ok(Stream::open(peer, changed))),
             Err(error) => tracing::warn!(%error, "a client from elsewhere was not let in"),
         }

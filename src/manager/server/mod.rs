@@ -1,6 +1,5 @@
 //! The manager's side: the process that owns the objects. It does not use `client`.
 
-mod acceptor;
 mod connection;
 mod executor;
 mod faults;

@@ -1,13 +1,11 @@
 //! The arguments of a manager's process, and the first messages with clients from elsewhere.
 
-use crate::connection::Listener;
 #[cfg(feature = "tls")]
 use crate::connection::rustls;
-#[cfg(feature = "tls")]
-use crate::error::ErrorKind;
-use crate::error::{Error, Result};
-use crate::os::{memfd, named};
-use crate::wire::Fd;
+use crate::connection::{ByteConnection, Listener};
+use crate::error::{Error, ErrorKind, Result};
+use crate::os::{image, memfd, named, timer};
+use crate::wire::{self, Fd, Parcel};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 #[cfg(feature = "tls")]
@@ -106,7 +104,54 @@ fn tls(certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Arc<rustls::ServerConfi
 
 /// The answer to the greeting of a client from elsewhere: the server's name and its pid. The number of the build follows it, which a client of another build
 /// can read even if it cannot read this.
-pub(crate) type Welcome = (Id, u32);
+type Welcome = (Id, u32);
 
 /// The first bytes of a client from elsewhere, and of the manager to it.
-pub(crate) const GREETING: &[u8; 16] = b"multiprocess mgr";
+const GREETING: &[u8; 16] = b"multiprocess mgr";
+
+async fn in_time<T>(greeting: impl Future<Output = Result<T>>, late: &str) -> Result<T> {
+    let greeted = timer::within(GREETING_TIME, greeting).await;
+    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, late)))
+}
+
+/// Greets the manager at the other end, after the authentication.
+pub(crate) async fn greet(manager: &ByteConnection) -> Result<Welcome> {
+    let greet = async {
+        let build = image::fingerprint();
+        manager.send_bytes(&[&GREETING[..], &build.to_le_bytes()].concat()).await?;
+        let answer = manager.recv_bytes().await?;
+        let peer = manager.peer_addr();
+        let stranger = || Error::new(ErrorKind::Decode, format!("at {peer} is no manager"));
+        let (bytes, theirs) = answer.strip_prefix(GREETING).and_then(<[u8]>::split_last_chunk).ok_or_else(stranger)?;
+        // Before the rest is read, which another build may write in another way.
+        let theirs = u64::from_le_bytes(*theirs);
+        if theirs != build {
+            let why = format!(
+                "the manager at {peer} is another build of this program, or another program ({theirs:016x}, and this is \
+                 {build:016x}): run the same executable at both ends"
+            );
+            return Err(Error::new(ErrorKind::Decode, why));
+        }
+        wire::decode(Parcel { bytes: bytes.to_vec(), fds: Vec::new() }).map_err(|_| stranger())
+    };
+    in_time(greet, "the manager sent no greeting").await
+}
+
+/// Lets a client in that runs the same build.
+pub(crate) async fn admit(id: Id, client: &ByteConnection) -> Result<()> {
+    let admit = async {
+        let build = image::fingerprint();
+        let theirs = client.recv_bytes().await?;
+        let Some(theirs) = theirs.strip_prefix(GREETING).and_then(|rest| <[u8; 8]>::try_from(rest).ok()) else {
+            return Err(Error::new(ErrorKind::Decode, "the other end is no client of a manager"));
+        };
+        let welcome: Welcome = (id, std::process::id());
+        let message = wire::encode(&welcome)?;
+        client.send_bytes(&[&GREETING[..], message.payload(&welcome), &build.to_le_bytes()].concat()).await?;
+        match u64::from_le_bytes(theirs) == build {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Decode, "it is another build of this program, or another program")),
+        }
+    };
+    in_time(admit, "it sent no greeting").await
+}
