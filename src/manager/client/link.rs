@@ -17,6 +17,7 @@ use crate::manager::wire::messages::{self, CONNECTION, ID_AT, Reader, Writer};
 use crate::manager::wire::pipe::Pipe;
 use crate::manager::wire::stream::Stream;
 use crate::manager::wire::transport::{Changed, Transport};
+use crate::manager::wire::waiting;
 use crate::os::fork;
 use crate::os::sync::lock;
 use crate::process::{Cause, Process};
@@ -28,12 +29,12 @@ use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, Weak};
 use std::task::{Poll, Waker};
 use tokio::sync::Notify;
 
 /// The managers that this process has handles of.
-static LINKS: Mutex<Option<HashMap<Id, Weak<Link>>>> = Mutex::new(None);
+static LINKS: LazyLock<Mutex<HashMap<Id, Weak<Link>>>> = LazyLock::new(Mutex::default);
 
 /// The process of a manager, until it has been shut down.
 pub(crate) type Running = tokio::sync::Mutex<Option<Process<Result<()>>>>;
@@ -61,7 +62,6 @@ impl Link {
             return Self::here();
         }
         let mut links = lock(&LINKS);
-        let links = links.get_or_insert_default();
         if let Some(link) = links.get(&id).and_then(Weak::upgrade) {
             return Ok(link);
         }
@@ -208,7 +208,7 @@ impl Link {
     }
 
     /// Sends a request once there is room. Dropped before, it was never made. See [`Pending`] for what `settles` it.
-    pub(crate) async fn send(self: &Arc<Self>, mut request: Writer, settles: Option<u8>) -> Result<Pending> {
+    pub(crate) async fn send(self: &Arc<Self>, mut request: Writer, settles: Option<waiting::End>) -> Result<Pending> {
         let transport = self.transport()?;
         let id = self.calls.begin();
         let mut pending = Pending { link: self.clone(), id, settles, is_sent: false };
@@ -309,7 +309,7 @@ pub(crate) struct Pending {
     link: Arc<Link>,
     pub(crate) id: u64,
     /// What the manager learns of the answer of a wait, which must be taken or given back, as it stands when this is dropped.
-    pub(crate) settles: Option<u8>,
+    pub(crate) settles: Option<waiting::End>,
     is_sent: bool,
 }
 
@@ -348,6 +348,8 @@ impl Drop for Pending {
                 link.read_for_sleepers();
             }
         }
-        self.settles.filter(|_| self.is_sent).into_iter().for_each(|how| link.tell(how, &[id]));
+        if let (Some(end), true) = (self.settles, self.is_sent) {
+            link.tell(messages::SETTLE, &[id, end as u64]);
+        }
     }
 }

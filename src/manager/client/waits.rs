@@ -15,6 +15,7 @@ use crate::manager::client::link::Pending;
 use crate::manager::client::proxy::Proxy;
 use crate::manager::wire::messages::{self, Lend};
 use crate::manager::wire::method::{self, Invoke, Waiting};
+use crate::manager::wire::waiting::End;
 use crate::os::{fault, reactor, timer};
 use serde::de::DeserializeOwned;
 use std::pin::pin;
@@ -47,7 +48,7 @@ impl<T: Send + 'static> Proxy<T> {
         timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
         let start = Instant::now();
         let late = || Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
-        let mut pending = at_most(timeout, link.send(request, Some(messages::UNREAD))).await.unwrap_or_else(late)?;
+        let mut pending = at_most(timeout, link.send(request, Some(End::Unread))).await.unwrap_or_else(late)?;
         let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
         let answer = {
             let mut answer = pin!(pending.answer());
@@ -62,7 +63,7 @@ impl<T: Send + 'static> Proxy<T> {
         };
         fault::point("manager.got");
         let Lend(value) = link.open(answer)?.part()?;
-        pending.settles = Some(messages::GIVE_BACK);
+        pending.settles = Some(End::GaveBack);
         Ok((value, Asked { pending, _handle: handle }))
     }
 
@@ -101,6 +102,6 @@ impl Asked {
 
     /// Its result is taken for good.
     pub(crate) fn take(mut self) {
-        self.pending.settles = Some(messages::TOOK);
+        self.pending.settles = Some(End::Took);
     }
 }

@@ -7,7 +7,7 @@ use crate::manager::wire::greeting::Id;
 use crate::manager::wire::marshal::End;
 use crate::manager::wire::messages::{self, CONNECTION, Reader, Writer};
 use crate::manager::wire::method::Attempt;
-use crate::manager::wire::waiting;
+use crate::manager::wire::waiting::ENDS;
 use crate::os::fault;
 use crate::os::reactor;
 use crate::os::sync::lock;
@@ -126,21 +126,18 @@ impl Server {
                 job.frame.wait = Some(Attempt::new((connection.number, id)));
                 return Ok(self.prepare(job, None));
             }
-            kind @ (messages::TOOK | messages::GIVE_BACK | messages::UNREAD | messages::EXPIRE) => {
+            messages::SETTLE => {
+                let (id, end) = (reader.number()?, reader.number()?);
+                let end = *ENDS.get(end as usize).ok_or_else(messages::malformed)?;
+                let object = lock(&connection.asked).remove(&id);
+                let next = || Next::Settle((connection.number, id), end);
+                object.into_iter().for_each(|object| self.enqueue(object, next()));
+            }
+            messages::EXPIRE => {
                 let id = reader.number()?;
-                let ticket = (connection.number, id);
-                let next = match kind {
-                    messages::TOOK => Next::Settle(ticket, waiting::End::Took),
-                    messages::GIVE_BACK => Next::Settle(ticket, waiting::End::GaveBack),
-                    messages::UNREAD => Next::Settle(ticket, waiting::End::Unread),
-                    _ => Next::Expire(ticket),
-                };
-                let mut asked = lock(&connection.asked);
-                let object = if kind == messages::EXPIRE { asked.get(&id).cloned() } else { asked.remove(&id) };
-                drop(asked);
-                if let Some(object) = object {
-                    self.enqueue(object, next);
-                }
+                let object = lock(&connection.asked).get(&id).cloned();
+                let next = || Next::Expire((connection.number, id));
+                object.into_iter().for_each(|object| self.enqueue(object, next()));
             }
             // Leases are for families, and only the process that started the manager may end it.
             messages::LEASE_OPEN | messages::LEASE | messages::CLAIMED | messages::END
@@ -255,7 +252,9 @@ mod tests {
                 match kind {
                     messages::CALL => request.number(1).op(&op).append(&(5u32,)).unwrap(),
                     messages::WAIT => request.op(&op).append(&(5u32,)).unwrap(),
-                    messages::LEASE | messages::CLAIM | messages::RELEASE => drop(request.number(number)),
+                    messages::LEASE | messages::CLAIM | messages::RELEASE | messages::SETTLE => {
+                        request.number(number);
+                    }
                     messages::LEASE_OPEN => drop(request.attach(Attachment::owned(packet_pair().unwrap().0))),
                     _ => {}
                 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! request   CALL id count (object entry fingerprint len fds bytes)*     object 0: make one
-//!           WAIT id object entry fingerprint len fds bytes | EXPIRE id | TOOK id | GIVE_BACK id | UNREAD id
+//!           WAIT id object entry fingerprint len fds bytes | EXPIRE id | SETTLE id end
 //!           LEASE_OPEN lease +fd | LEASE lease object | CLAIM object owner | CLAIMED +fd | RELEASE object owner
 //!           COUNT id | END id | WHERE id
 //! answer    id (status len fds bytes)*
@@ -37,16 +37,12 @@ pub(crate) const COUNT: u8 = 6;
 pub(crate) const END: u8 = 7;
 /// Request: run this operation, which may have to wait.
 pub(crate) const WAIT: u8 = 8;
-/// Request: the client keeps what the answer to this request brought.
-pub(crate) const TOOK: u8 = 9;
-/// Request: the client gives back what the answer to this request brought.
-pub(crate) const GIVE_BACK: u8 = 10;
+/// Request: what this request brought is taken, or given back, or its caller is gone: see [`ENDS`](super::waiting::ENDS).
+pub(crate) const SETTLE: u8 = 9;
 /// Request: answer the address for clients from elsewhere.
-pub(crate) const WHERE: u8 = 11;
-/// Request: the caller of this request is gone, and has not read the answer.
-pub(crate) const UNREAD: u8 = 12;
+pub(crate) const WHERE: u8 = 10;
 /// Request: the time of this request is over.
-pub(crate) const EXPIRE: u8 = 13;
+pub(crate) const EXPIRE: u8 = 11;
 
 /// An answer's part: a value.
 pub(crate) const VALUE: u8 = 0;

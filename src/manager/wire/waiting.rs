@@ -32,6 +32,9 @@ pub(crate) enum End {
     Lost,
 }
 
+/// Those that a client settles an operation by, at their numbers.
+pub(crate) const ENDS: [End; 3] = [End::Took, End::GaveBack, End::Unread];
+
 /// An object with such operations.
 pub(crate) trait Waits: Send + 'static {
     /// A caller that may have been brought something ends so.
