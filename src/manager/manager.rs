@@ -7,10 +7,10 @@ use crate::manager::client::dict::DictProxy;
 use crate::manager::client::handle::Handle;
 use crate::manager::client::link::{Link, Running};
 use crate::manager::client::list::ListProxy;
+use crate::manager::client::lock::{ConditionObject, ConditionProxy, LockObject, LockProxy};
 use crate::manager::client::namespace::{Names, Namespace};
 use crate::manager::client::primitives::{
-    BarrierObject, BarrierProxy, ConditionObject, ConditionProxy, EventObject, EventProxy, LockObject, LockProxy,
-    SemaphoreObject, SemaphoreProxy,
+    BarrierObject, BarrierProxy, EventObject, EventProxy, SemaphoreObject, SemaphoreProxy,
 };
 use crate::manager::client::proxy::{self, Proxy};
 use crate::manager::client::queue::{QueueObject, QueueProxy};

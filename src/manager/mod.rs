@@ -11,7 +11,7 @@
 // manager.rs   Manager, ManagerBuilder: the public types
 // client/      link.rs       the connection to one manager   pending.rs   calls that wait for an answer
 //              handle.rs     a hold on an object             proxy.rs     the typed handle, and its forms: list.rs dict.rs
-//                            namespace.rs queue.rs primitives.rs value.rs   waits.rs     operations that may have to wait
+//                            namespace.rs queue.rs lock.rs primitives.rs value.rs   waits.rs   operations that may have to wait
 // server/      leader.rs     the thread that takes requests  executor.rs  calls, from object to object
 //              overflow.rs   threads that take over          connection.rs what a client asks for and holds
 //              poller.rs     requests of busy clients        objects.rs   the objects and their holders
@@ -35,8 +35,9 @@ mod wire;
 
 pub use client::dict::DictProxy;
 pub use client::list::ListProxy;
+pub use client::lock::{ConditionProxy, Grant, LockProxy};
 pub use client::namespace::Namespace;
-pub use client::primitives::{BarrierProxy, ConditionProxy, EventProxy, Grant, LockProxy, SemaphoreProxy};
+pub use client::primitives::{BarrierProxy, EventProxy, SemaphoreProxy};
 pub use client::proxy::{Batch, Proxy, Replies, Ticket};
 pub use client::queue::QueueProxy;
 pub use client::value::{ArrayProxy, ValueProxy};

@@ -4,6 +4,7 @@ pub(crate) mod dict;
 pub(crate) mod handle;
 pub(crate) mod link;
 pub(crate) mod list;
+pub(crate) mod lock;
 pub(crate) mod namespace;
 pub(crate) mod pending;
 pub(crate) mod primitives;
