@@ -326,7 +326,14 @@ impl Pending {
                 let waited = until_read(queue, attempt, |waker: &Waker| link.calls.sleep(id, waker)).await;
                 waited.map_err(|error| Error::io("cannot wait for a manager's answer", error))?
             }
-            None => link.calls.answered(id).await,
+            None => {
+                poll_fn(|cx| {
+                    // An answer that another thread or task is yet to bring finds the waker.
+                    link.calls.sleep(id, cx.waker());
+                    link.calls.take(id).map_or(Poll::Pending, Poll::Ready)
+                })
+                .await
+            }
         };
         answered.map_err(|error| link.explain(error))
     }

@@ -77,13 +77,13 @@ impl fmt::Debug for Grant {
     }
 }
 
-fn granted<G>(answer: Result<(bool, Asked)>, grant: impl FnOnce(Asked) -> G) -> Result<G, LockError<G>> {
+fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
     match answer {
-        Ok((false, asked)) => Ok(grant(asked)),
+        Ok((false, asked)) => Ok(Grant(asked)),
         Ok((true, asked)) => {
             let why =
                 "the last holder of the lock was killed or disconnected: what the lock protects may be half changed";
-            Err(LockError::new(Error::new(ErrorKind::OwnerDied, why), Some(grant(asked))))
+            Err(LockError::new(Error::new(ErrorKind::OwnerDied, why), Some(Grant(asked))))
         }
         Err(error) => Err(LockError::new(error, None)),
     }
@@ -130,7 +130,7 @@ impl LockProxy {
     /// `OwnerDied` if the previous holder was killed or disconnected: the lock is acquired, and the grant is inside the error. Else as
     /// [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, LockObject::acquire, (true,)).await, Grant)
+        granted(self.0.wait(None, LockObject::acquire, (true,)).await)
     }
 
     /// Acquires the lock if it is free.
@@ -138,7 +138,7 @@ impl LockProxy {
     /// # Errors
     /// `WouldBlock` if another caller holds it; else as [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, LockObject::acquire, (false,)).await, Grant)
+        granted(self.0.wait(None, LockObject::acquire, (false,)).await)
     }
 
     /// Acquires the lock as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
@@ -161,7 +161,7 @@ impl LockProxy {
     /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
         let waiting = self.0.wait(None, LockObject::acquire, (true,));
-        granted(in_time(timeout, waiting, "the lock was not free").await, Grant)
+        granted(in_time(timeout, waiting, "the lock was not free").await)
     }
 }
 
@@ -268,7 +268,7 @@ impl ConditionProxy {
     /// # Errors
     /// As [`LockProxy::acquire`].
     pub async fn lock(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, ConditionObject::lock, ()).await, Grant)
+        granted(self.0.wait(None, ConditionObject::lock, ()).await)
     }
 
     /// Releases the lock, waits for a notification, and acquires the lock again.
@@ -301,7 +301,7 @@ impl ConditionProxy {
             Err(error) if error.kind() == ErrorKind::Timeout => return Err(LockError::new(error, Some(held))),
             Err(error) => return Err(LockError::new(error, None)),
         };
-        let grant = granted(Ok((is_orphaned, asked)), Grant)?;
+        let grant = granted(Ok((is_orphaned, asked)))?;
         if is_noticed {
             return Ok(grant);
         }

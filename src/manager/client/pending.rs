@@ -5,9 +5,8 @@ use crate::manager::wire::messages;
 use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::sync::Mutex;
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
 #[derive(Default)]
 pub(crate) struct PendingCalls(Mutex<State>);
@@ -95,16 +94,6 @@ impl PendingCalls {
             drop(state);
             drop(old);
         }
-    }
-
-    /// Waits for an answer that another thread or task brings.
-    pub(crate) async fn answered(&self, id: u64) -> Result<EncodedMessage> {
-        poll_fn(|cx| {
-            // An answer that is not there yet finds the waker.
-            self.sleep(id, cx.waker());
-            self.take(id).map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
     }
 
     /// Gives an answer to the call that waits for it. It comes back if there is none any more; an answer to what was never

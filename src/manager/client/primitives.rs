@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::lock::Grant;
 use crate::manager::client::proxy::{Proxy, calls, proxies};
-use crate::manager::client::waits::in_time;
+use crate::manager::client::waits::{in_time, taken};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
 use serde::{Deserialize, Serialize};
@@ -82,8 +82,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(None, SemaphoreObject::acquire, (true,)).await?;
-        Ok(Grant(asked))
+        self.0.wait(None, SemaphoreObject::acquire, (true,)).await.map(|((), asked)| Grant(asked))
     }
 
     /// Acquires a permit if one is available.
@@ -91,8 +90,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// `WouldBlock` if there is none; else as [`Proxy::call`].
     pub async fn try_acquire(&self) -> Result<Grant> {
-        let ((), asked) = self.0.wait(None, SemaphoreObject::acquire, (false,)).await?;
-        Ok(Grant(asked))
+        self.0.wait(None, SemaphoreObject::acquire, (false,)).await.map(|((), asked)| Grant(asked))
     }
 
     /// Acquires a permit as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
@@ -193,7 +191,7 @@ impl EventProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn wait(&self) -> Result<()> {
-        self.0.wait_and_take(None, EventObject::wait, ()).await
+        self.0.wait(None, EventObject::wait, ()).await.map(taken)
     }
 
     /// Waits as [`wait`](Self::wait), but gives up after `timeout`. The timeout is real time: see
@@ -303,7 +301,7 @@ impl BarrierProxy {
     /// # Errors
     /// `BrokenBarrier` if the barrier is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
     pub async fn wait(&self) -> Result<usize> {
-        self.0.wait_and_take(None, BarrierObject::wait, ()).await
+        self.0.wait(None, BarrierObject::wait, ()).await.map(taken)
     }
 
     /// Waits as [`wait`](Self::wait), but gives up after `timeout`.
@@ -315,7 +313,7 @@ impl BarrierProxy {
     /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait). Dropping the future breaks the
     /// barrier, as with `wait`.
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
-        self.0.wait_and_take(Some(timeout), BarrierObject::wait, ()).await
+        self.0.wait(Some(timeout), BarrierObject::wait, ()).await.map(taken)
     }
 
     calls! { parties: BarrierObject;

@@ -3,7 +3,7 @@
 use crate::channel::Item;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::proxy::{Proxy, calls, proxies};
-use crate::manager::client::waits::in_time;
+use crate::manager::client::waits::{in_time, taken};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
 use serde::{Deserialize, Serialize};
@@ -138,7 +138,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Closed` if the queue was closed; else as [`Proxy::call`]. The item is lost.
     pub async fn put(&self, item: T) -> Result<()> {
-        self.0.wait_and_take(None, put::<T>, (item,)).await
+        self.0.wait(None, put::<T>, (item,)).await.map(taken)
     }
 
     /// Appends an item if the queue is not full.
@@ -167,7 +167,7 @@ impl<T: Item> QueueProxy<T> {
     /// `Closed` if the queue was closed and is empty; `Decode` if the item cannot be read, which stays the first; else as
     /// [`Proxy::call`].
     pub async fn get(&self) -> Result<T> {
-        self.0.wait_and_take(None, get::<T>, (true,)).await
+        self.0.wait(None, get::<T>, (true,)).await.map(taken)
     }
 
     /// Removes the first item and returns it, if there is one. Cancel safe: a dropped future has removed nothing.
@@ -175,7 +175,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Empty` if the queue is empty; else as [`get`](Self::get).
     pub async fn try_get(&self) -> Result<T> {
-        self.0.wait_and_take(None, get::<T>, (false,)).await
+        self.0.wait(None, get::<T>, (false,)).await.map(taken)
     }
 
     /// Puts an item as [`put`](Self::put), but gives up if the queue is full for `timeout`. A dropped future behaves as
@@ -187,7 +187,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// `Timeout` if the queue had no room in time: the item was not put. Else as [`put`](Self::put).
     pub async fn put_timeout(&self, item: T, timeout: Duration) -> Result<()> {
-        self.0.wait_and_take(Some(timeout), put::<T>, (item,)).await
+        self.0.wait(Some(timeout), put::<T>, (item,)).await.map(taken)
     }
 
     /// Removes the first item as [`get`](Self::get), but gives up after `timeout`, and has removed nothing then. Cancel
@@ -235,7 +235,7 @@ impl<T: Item> QueueProxy<T> {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn join(&self) -> Result<()> {
-        self.0.wait_and_take(None, join::<T>, ()).await
+        self.0.wait(None, join::<T>, ()).await.map(taken)
     }
 }
 

@@ -66,18 +66,12 @@ impl<T: Send + 'static> Proxy<T> {
         pending.settles = Some(End::GaveBack);
         Ok((value, Asked { pending, _handle: handle }))
     }
+}
 
-    /// As [`wait`](Self::wait), and takes what it brought.
-    pub(crate) async fn wait_and_take<R, F, A>(&self, timeout: Option<Duration>, f: F, args: A) -> Result<R>
-    where
-        R: DeserializeOwned + 'static,
-        F: Invoke<T, A, Waiting>,
-        A: Item,
-    {
-        let (value, asked) = self.wait(timeout, f, args).await?;
-        asked.take();
-        Ok(value)
-    }
+/// The result, which is taken for good.
+pub(crate) fn taken<R>((value, asked): (R, Asked)) -> R {
+    asked.take();
+    value
 }
 
 /// The result of `wait`, unless the time is over first.
