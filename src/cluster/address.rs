@@ -169,7 +169,8 @@ impl Address {
     /// Sets how long the server may be away; by default 30 s.
     ///
     /// After that, pending and new calls fail with kind `Unavailable` until the server is back. A server that is connected and
-    /// answers nothing is away, too; that is noticed 2 s later.
+    /// answers nothing is away, too, after 4 s at the earliest: in less time its answer may not have been read by a busy process. That is
+    /// noticed 2 s later.
     #[must_use]
     pub fn offline_timeout(mut self, timeout: Duration) -> Self {
         self.offline_timeout = timeout;

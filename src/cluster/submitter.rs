@@ -600,7 +600,7 @@ impl Session {
         let now = Instant::now();
         let (late, waited) =
             (now.saturating_duration_since(self.tick), Duration::from_nanos(self.waited.swap(0, Relaxed)));
-        if was_stopped(late, waited, self.work.address.offline_timeout) {
+        if was_stopped(late, waited) {
             // It may not have read the answers that have come.
             self.forgive_silence();
             self.listens = now;
@@ -795,7 +795,7 @@ impl Session {
 
     /// Fails messages that the stream has not acknowledged for too long, nor any other meanwhile, though its server is there.
     async fn fail_unanswered(&mut self, now: Instant) {
-        let limit = self.work.address.offline_timeout;
+        let limit = silence(self.work.address.offline_timeout);
         let is_over = |since: Instant| now.saturating_duration_since(since.max(self.acknowledged)) >= limit;
         let is_unanswered = |message: &Sent| match message.state {
             State::Unacknowledged { silent_since, .. } => silent_since.is_some_and(is_over),
@@ -832,7 +832,7 @@ impl Session {
             return;
         }
         if let Some(since) = self.silent_since
-            && now.saturating_duration_since(since) >= self.work.address.offline_timeout
+            && now.saturating_duration_since(since) >= silence(self.work.address.offline_timeout)
         {
             self.work.outage.is_silent(since);
         }
@@ -1418,9 +1418,14 @@ impl Session {
 }
 
 /// Whether this process was stopped, of which a look that comes so late tells. What the task has waited for the connection is no
-/// stop, and a stop that is short beside `limit`, the time of silence that makes a server count as away, does no harm.
-fn was_stopped(late: Duration, waited: Duration, limit: Duration) -> bool {
-    late.saturating_sub(waited) > UNACKNOWLEDGED.min(limit / 2).max(TICK)
+/// stop.
+fn was_stopped(late: Duration, waited: Duration) -> bool {
+    late.saturating_sub(waited) > UNACKNOWLEDGED
+}
+
+/// How long a server that is connected may answer nothing: twice as long as this process may be stopped unnoticed, or longer.
+fn silence(offline_timeout: Duration) -> Duration {
+    offline_timeout.max(2 * UNACKNOWLEDGED)
 }
 
 /// How long a host may say nothing of a message that it has. Large answers that are on their way, or were so long ago, hold up the
@@ -1460,14 +1465,20 @@ mod tests {
 
     #[test]
     fn a_look_that_is_late_by_its_own_waits_is_no_stop_of_the_process() {
-        let (second, long) = (Duration::from_secs(1), Duration::from_secs(30));
-        assert!(was_stopped(3 * second, Duration::ZERO, long));
-        assert!(!was_stopped(3 * second, 2 * second, long));
-        assert!(was_stopped(6 * second, 2 * second, long));
-        // With a short limit a short stop would count as silence of the server.
-        assert!(!was_stopped(second, Duration::ZERO, long));
-        assert!(was_stopped(second, Duration::ZERO, second));
-        assert!(!was_stopped(TICK, Duration::ZERO, Duration::ZERO));
+        let second = Duration::from_secs(1);
+        assert!(was_stopped(3 * second, Duration::ZERO));
+        assert!(!was_stopped(3 * second, 2 * second));
+        assert!(was_stopped(6 * second, 2 * second));
+        assert!(!was_stopped(second, Duration::ZERO));
+    }
+
+    /// Whatever the `offline_timeout`, zero and one of a second included.
+    #[test]
+    fn a_stop_of_the_process_that_goes_unnoticed_is_no_silence_of_the_server() {
+        for tenths in 0..100 {
+            let (stop, limit) = (UNACKNOWLEDGED, silence(Duration::from_millis(100 * tenths)));
+            assert!(!was_stopped(stop, Duration::ZERO) && stop + TICK < limit, "{limit:?}");
+        }
     }
 
     #[test]
