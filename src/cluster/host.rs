@@ -5,7 +5,8 @@
 //! and leaves the stream. Its lease is renewed every third of it, whatever the workers do. If the server was not reached for a
 //! lease, somebody else has the message by now: its items are stopped, and it is forgotten. If the stream was deleted and made anew,
 //! nothing is said to the new one of messages of the old: another message may have the same number there. A host that is at work finds
-//! that out with each renewal.
+//! that out with each renewal, and looks for each of its messages in the new stream before it says anything of that. (Times would not do:
+//! in a cluster the clock that stamps messages is not the one that dates the stream.)
 //!
 //! # Death
 //! | killed | what follows |
@@ -44,7 +45,7 @@ use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 const STILL_HELD: Duration = Duration::from_millis(50);
 /// While the host is busy, silent submitters are looked for this often.
 const LOOK: Duration = Duration::from_secs(2);
-/// So many of them at a time.
+/// So many submitters, or messages, are looked for at a time.
 const MOST_LOOKED_FOR: usize = 32;
 /// So many messages are named in one report, whatever size of message the server lets through.
 const MOST_REPORTED: usize = 4096;
@@ -92,7 +93,7 @@ async fn ready(
     target: &Target,
     names: &Names,
     (notices, noticed): (UnboundedSender<Notice>, &mut UnboundedReceiver<Notice>),
-) -> Result<(Client, u64)> {
+) -> Result<(Client, String)> {
     let mut attempt = 0;
     let client = loop {
         attempt += 1;
@@ -135,7 +136,7 @@ fn is_about_jetstream(error: &Error) -> bool {
 }
 
 /// When the stream was made that is there now, as `stream::made` has it.
-type Provision = std::result::Result<u64, Failure>;
+type Provision = std::result::Result<String, Failure>;
 
 async fn provide(client: &Client, address: &Address, target: &Target, names: &Names) -> Provision {
     let made = stream::ensure_stream(client, address, target, names).await?;
@@ -155,7 +156,8 @@ fn hostname() -> String {
 struct HeldJob {
     reply: Subject,
     delivery: Delivery,
-    /// Its stream is gone. In a new one another message may have its number, so nothing is said of it there.
+    /// The stream was made anew since it was delivered, and it was not found in the new one, where another message may have its number:
+    /// nothing is said of it there.
     is_of_old_stream: bool,
     commands: UnboundedSender<JobCommand>,
     task: AbortHandle,
@@ -179,7 +181,13 @@ enum ServiceEvent {
     /// The consumer is there again, or why it is not.
     Provided(Provision),
     /// When the stream was made that is there now.
-    Made(u64),
+    Made(String),
+    /// The stream that was made then has this message, under this number.
+    Found {
+        made: String,
+        key: (u64, u64),
+        sequence: u64,
+    },
     /// A submitter is dead, and its messages are removed.
     Dead(u64),
     Looked,
@@ -210,8 +218,8 @@ struct Service {
     connects: u64,
     providing: Option<JoinHandle<Provision>>,
     provisions: usize,
-    /// When the stream was made.
-    made: u64,
+    /// When the stream was made, as `stream::made` has it.
+    made: String,
     /// When the last echo came back from the server, and when the echoes were sent that are still under way.
     contact: Instant,
     echoes: VecDeque<(u64, Instant)>,
@@ -229,7 +237,14 @@ struct Service {
 }
 
 impl Service {
-    fn new(pool: Pool, (client, made): (Client, u64), address: Address, target: Target, names: Names, id: u64) -> Self {
+    fn new(
+        pool: Pool,
+        (client, made): (Client, String),
+        address: Address,
+        target: Target,
+        names: Names,
+        id: u64,
+    ) -> Self {
         let (events, event) = mpsc::unbounded_channel();
         let (now, hostname) = (Instant::now(), hostname());
         let host = Host {
@@ -440,11 +455,30 @@ impl Service {
         }
     }
 
-    /// The stream that is there now was made then.
-    fn found_stream(&mut self, made: u64) {
-        if std::mem::replace(&mut self.made, made) != made {
-            let older = self.jobs.values_mut().filter(|job| job.delivery.stored < made);
-            older.for_each(|job| job.is_of_old_stream = true);
+    /// The stream that is there now was made then. If it is another one, the messages that are here are looked for in it.
+    fn found_stream(&mut self, made: String) {
+        if self.made == made {
+            return;
+        }
+        self.made.clone_from(&made);
+        self.jobs.values_mut().for_each(|job| job.is_of_old_stream = true);
+        let held: Vec<_> = self.jobs.iter().map(|(key, job)| (*key, job.delivery.sequence)).collect();
+        let (host, events) = (self.host.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let look = async |(key, sequence)| {
+                if stream::has(&host.client, &host.names, sequence, key).await == Some(true) {
+                    let _ = events.send(ServiceEvent::Found { made: made.clone(), key, sequence });
+                }
+            };
+            futures_util::stream::iter(held).for_each_concurrent(MOST_LOOKED_FOR, look).await;
+        });
+    }
+
+    fn found_message(&mut self, made: &str, key: (u64, u64), sequence: u64) {
+        if let Some(job) = self.jobs.get_mut(&key).filter(|job| job.delivery.sequence == sequence)
+            && self.made == made
+        {
+            job.is_of_old_stream = false;
         }
     }
 
@@ -733,6 +767,10 @@ impl Service {
                 self.found_stream(made);
                 None
             }
+            ServiceEvent::Found { made, key, sequence } => {
+                self.found_message(&made, key, sequence);
+                None
+            }
             ServiceEvent::Dead(submitter) => {
                 self.forget_submitter(submitter).await;
                 None
@@ -936,15 +974,13 @@ fn later(delay: Duration) -> String {
     format!("-NAK {{\"delay\": {}}}", delay.as_nanos())
 }
 
-/// What the reply subject of a message says: `$JS.ACK.[domain.account.]stream.consumer.TIMES.SEQUENCE.number.STORED...`.
+/// What the reply subject of a message says: `$JS.ACK.[domain.account.]stream.consumer.TIMES.SEQUENCE.number.stored...`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Delivery {
     /// How often it was delivered.
     times: u32,
     /// Its number in the stream.
     sequence: u64,
-    /// When the stream got it, in nanoseconds since 1970.
-    stored: u64,
 }
 
 impl Delivery {
@@ -953,8 +989,9 @@ impl Delivery {
         let rest = reply.as_str().strip_prefix("$JS.ACK.")?;
         let tokens: Vec<_> = rest.split('.').collect();
         let at = if tokens.len() >= 9 { 4 } else { 2 };
-        let number = |at: usize| tokens.get(at)?.parse().ok();
-        Some(Self { times: tokens.get(at)?.parse().ok()?, sequence: number(at + 1)?, stored: number(at + 3)? })
+        // As far as the time at which it was stored.
+        tokens.get(at + 3)?;
+        Some(Self { times: tokens.get(at)?.parse().ok()?, sequence: tokens.get(at + 1)?.parse().ok()? })
     }
 }
 
@@ -987,13 +1024,10 @@ mod tests {
     #[test]
     fn deliveries_are_read_from_either_form_of_a_reply_subject() {
         let read = |text: &str| Delivery::read(&text.into());
-        let delivery = |times, sequence, stored| Some(Delivery { times, sequence, stored });
-        assert_eq!(
-            read("$JS.ACK.MP_p.build-1.3.17.18.1700000000000000000.0"),
-            delivery(3, 17, 1_700_000_000_000_000_000)
-        );
-        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.17.0"), delivery(2, 17, 17));
-        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.17.0.token"), delivery(2, 17, 17));
+        let delivery = |times, sequence| Some(Delivery { times, sequence });
+        assert_eq!(read("$JS.ACK.MP_p.build-1.3.17.18.1700000000000000000.0"), delivery(3, 17));
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.17.0"), delivery(2, 17));
+        assert_eq!(read("$JS.ACK.domain.hash.MP_p.build-1.2.17.18.17.0.token"), delivery(2, 17));
         assert_eq!(read("mp.p.s.1"), None);
         assert_eq!(read("$JS.ACK.x"), None);
         assert_eq!(read("$JS.ACK.MP_p.build-1.3.17"), None);

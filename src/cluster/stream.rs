@@ -185,7 +185,7 @@ pub(super) async fn ensure_stream(
     address: &Address,
     target: &Target,
     names: &Names,
-) -> Result<u64, Failure> {
+) -> Result<String, Failure> {
     let (wanted, stream) = (wanted_stream(address, names), &names.stream);
     let there = match api(client, format!("$JS.API.STREAM.INFO.{stream}"), &Value::Null).await {
         Err(Refusal::Error { number: NO_SUCH_STREAM, .. }) => {
@@ -211,33 +211,14 @@ pub(super) async fn ensure_stream(
     }
 }
 
-/// When the stream was made that is there now, in nanoseconds since 1970 by the clock of the server, which also stamps messages.
-pub(super) async fn made(client: &Client, names: &Names) -> Option<u64> {
+/// When the stream was made that is there now, in the server's words; another one has another time.
+pub(super) async fn made(client: &Client, names: &Names) -> Option<String> {
     api(client, format!("$JS.API.STREAM.INFO.{}", names.stream), &Value::Null).await.ok().map(|info| made_of(&info))
 }
 
-/// 0 if that is not known: all messages are younger.
-fn made_of(info: &Value) -> u64 {
-    info["created"].as_str().and_then(nanoseconds).unwrap_or(0)
-}
-
-/// Reads a time such as `2026-01-31T12:00:00.123456789Z`.
-fn nanoseconds(text: &str) -> Option<u64> {
-    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let numbers = |text: &str, by| text.split(by).map(|number| number.parse().ok()).collect::<Option<Vec<u64>>>();
-    let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
-    let [year, month, day] = numbers(date, '-')?[..] else { return None };
-    let [hour, minute, second] = numbers(time, ':')?[..] else { return None };
-    let is_date = (1970..=2500).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
-    if !is_date || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    // Years that begin in March have their odd day at their end.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day;
-    let days = days.checked_sub(719_469)?;
-    let fraction: u64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    (((days * 24 + hour) * 60 + minute) * 60 + second).checked_mul(1_000_000_000)?.checked_add(fraction)
+/// Empty if that is not known.
+fn made_of(info: &Value) -> String {
+    info["created"].as_str().unwrap_or_default().into()
 }
 
 /// Sees to it that the consumer of this build is there, as it is wanted.
@@ -405,16 +386,6 @@ mod tests {
     fn byte_counts_are_formatted_as_by_the_server() {
         assert_eq!(base64(&b"Many hands make light work"[..24]), "TWFueSBoYW5kcyBtYWtlIGxpZ2h0IHdv");
         assert_eq!(base64(&[0, 255, 62, 63, 251, 240]), "AP8+P/vw");
-    }
-
-    #[test]
-    fn times_of_the_server_are_read() {
-        assert_eq!(nanoseconds("1970-01-01T00:00:00Z"), Some(0));
-        assert_eq!(nanoseconds("2000-02-29T23:59:59.5Z"), Some(951_868_799_500_000_000));
-        assert_eq!(nanoseconds("2026-03-01T00:00:00.000000001Z"), Some(1_772_323_200_000_000_001));
-        for wrong in ["", "2026-03-01", "2026-03-01T00:00:00+02:00", "x-03-01T00:00:00Z", "2026-13-01T00:00:00Z"] {
-            assert_eq!(nanoseconds(wrong), None, "{wrong}");
-        }
     }
 
     #[test]
