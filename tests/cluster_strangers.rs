@@ -613,6 +613,44 @@ async fn each_role_of_the_example_has_its_own_permissions_and_no_others() {
     assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("submit"), "{error}");
 }
 
+/// Nobody serves, so what is cancelled waits in the stream.
+#[tokio::test]
+async fn a_user_who_may_not_delete_messages_is_warned_once_and_deletes_are_tried_no_more() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let deny = "permissions: {publish: {allow: \">\", deny: \"$JS.API.STREAM.MSG.DELETE.>\"}, subscribe: \">\"}";
+    let server = server!(&config(&format!("{{user: me, password: x, {deny}}}")));
+    let address = server.address().user("me", "x");
+    let warnings = cluster::Warnings::default();
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let pool = Pool::builder().cluster(&address).build().unwrap();
+    let options = async_nats::ConnectOptions::with_user_and_password("me".into(), "x".into());
+    let client = options.connect(format!("nats://127.0.0.1:{}", server.port)).await.unwrap();
+    let messages = async || {
+        let reply = client.request("$JS.API.STREAM.INFO.MP_pool", "".into()).await.unwrap();
+        let info: serde_json::Value = serde_json::from_slice(&reply.payload).unwrap();
+        info["state"]["messages"].as_u64().unwrap_or(0)
+    };
+    let denied = || std::fs::read_to_string(server.dir().join("log")).unwrap().matches("MSG.DELETE").count();
+    let cancel = async |place: u64| {
+        let call = pool.apply_async(forever, ());
+        until("it is in the stream", async || messages().await == place).await;
+        call.cancel();
+        assert_eq!(within(call).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    };
+    cancel(1).await;
+    let names_it = |text: &&String| text.contains("no right") && text.contains("$JS.API.STREAM.MSG.DELETE.MP_pool");
+    let of_it = || warnings.list().iter().filter(names_it).count();
+    until("a warning", async || of_it() > 0).await;
+    let before = denied();
+    cancel(2).await;
+    // A host takes both, and learns that nobody wants them.
+    let local = Pool::new(1).unwrap();
+    let _serving = local.serve(&address);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    until("both are removed", async || messages().await == 0).await;
+    assert_eq!((of_it(), denied()), (1, before));
+}
+
 /// A subscriber of the user's that panics, where the submitter tells of a refusal.
 struct Panics;
 

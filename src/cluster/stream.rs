@@ -6,7 +6,7 @@ use super::link::Failure;
 use super::messages::Tasks;
 use async_nats::{Client, RequestErrorKind};
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// The server's answer that a name is not there.
@@ -265,10 +265,17 @@ async fn delete_at(client: &Client, names: &Names, sequence: u64) -> Result<(), 
     }
 }
 
-/// Deletes messages of a submitter by their numbers, wherever they are: its messages in the stream are looked through.
-pub(super) async fn sweep(client: &Client, names: &Names, submitter: u64, numbers: &[u64]) -> Result<(), Refusal> {
-    let mut heads: HashSet<String> = numbers.iter().map(|number| base64(&Tasks::head(submitter, *number))).collect();
-    let mut next = 1;
+/// Deletes messages of a submitter by their numbers, wherever they are: its messages in the stream are looked through. Returns those
+/// that were there.
+pub(super) async fn sweep(
+    client: &Client,
+    names: &Names,
+    submitter: u64,
+    numbers: &[u64],
+) -> Result<Vec<u64>, Refusal> {
+    let mut heads: HashMap<String, u64> =
+        numbers.iter().map(|number| (base64(&Tasks::head(submitter, *number)), *number)).collect();
+    let (mut next, mut deleted) = (1, Vec::new());
     while !heads.is_empty() {
         let body = json!({ "seq": next, "next_by_subj": names.tasks(submitter) });
         let there = match api(client, format!("$JS.API.STREAM.MSG.GET.{}", names.stream), &body).await {
@@ -279,12 +286,13 @@ pub(super) async fn sweep(client: &Client, names: &Names, submitter: u64, number
         let sequence = message["seq"].as_u64().filter(|sequence| *sequence >= next);
         let sequence = sequence.ok_or(Refusal::Silence("its answer names no message"))?;
         let head = message["data"].as_str().and_then(|data| data.get(..HEAD));
-        if head.is_some_and(|head| heads.remove(head)) {
+        if let Some(number) = head.and_then(|head| heads.remove(head)) {
             delete_at(client, names, sequence).await?;
+            deleted.push(number);
         }
         next = sequence + 1;
     }
-    Ok(())
+    Ok(deleted)
 }
 
 /// Whether the stream has message `number` of a submitter, which somebody may hold; not known if the server does not answer. In

@@ -292,6 +292,27 @@ struct Sent {
     ignored: u32,
 }
 
+/// A message that the stream may have, though nobody wants it.
+struct Unwanted {
+    /// Since it is unwanted, or was searched for last.
+    since: Instant,
+    /// It was searched for and not found. It may have been on its way, so it is searched for once more.
+    was_missed: bool,
+}
+
+impl Unwanted {
+    fn new() -> Self {
+        Self { since: Instant::now(), was_missed: false }
+    }
+
+    /// Notes a search, and whether it has found the message, if it came to its end. Returns `true` if there is no need for another.
+    fn is_over_after(&mut self, found: Option<bool>) -> bool {
+        let is_over = found.is_some_and(|found| found || self.was_missed);
+        (self.since, self.was_missed) = (Instant::now(), self.was_missed || found == Some(false));
+        is_over
+    }
+}
+
 enum State {
     /// Not published, or not acknowledged; published again at this time. The stream was asked then, and has not answered since.
     Unacknowledged {
@@ -318,8 +339,8 @@ enum SessionEvent {
     Sought { number: u64, is_there: Option<bool> },
     /// The stream may still have message `number`, which nobody wants.
     NotDeleted(u64),
-    /// Whether the stream has none of these any more.
-    Swept { numbers: Vec<u64>, is_done: bool },
+    /// The stream was searched for these; which of them it had, if it was searched to its end.
+    Swept { numbers: Vec<u64>, deleted: Option<Vec<u64>> },
 }
 
 type Provided = std::result::Result<(), Failure>;
@@ -343,8 +364,10 @@ struct Session {
     /// Orders that were taken and not sent, which may travel together.
     hand: Vec<Order>,
     hand_since: Option<Instant>,
-    /// Numbers that are wanted no more, and were not acknowledged when that was so, and since when. The stream may have them.
-    unwanted: HashMap<u64, Instant>,
+    /// Numbers that are wanted no more, and were not acknowledged when that was so. The stream may have them.
+    unwanted: HashMap<u64, Unwanted>,
+    /// The server lets this user delete messages, as far as is known.
+    may_delete: Arc<AtomicBool>,
     is_sweeping: bool,
     /// Large answers that are on their way, and where to confirm them.
     fetching: HashMap<(u64, u64), Option<async_nats::Subject>>,
@@ -394,6 +417,7 @@ impl Session {
             hand: Vec::new(),
             hand_since: None,
             unwanted: HashMap::new(),
+            may_delete: Arc::new(AtomicBool::new(true)),
             is_sweeping: false,
             fetching: HashMap::new(),
             fetched: None,
@@ -540,6 +564,8 @@ impl Session {
         let now = Instant::now();
         (self.arrived, self.silent_since, self.acknowledged, self.listens) = (now, None, now, now);
         self.work.outage.is_silence = false;
+        // The user may have got the right meanwhile.
+        self.may_delete.store(true, Relaxed);
         lock(&self.work.submitter.view).roster.excuse(now);
         let early = now.checked_sub(2 * self.work.address.lease).unwrap_or(now) + Duration::from_millis(300);
         for message in self.messages.values_mut() {
@@ -551,8 +577,11 @@ impl Session {
 
     /// The user of this connection may not do what a pool has to.
     fn denied(&mut self, why: &str) {
+        if why.contains("MSG.DELETE") {
+            return self.may_not_delete(why);
+        }
         let needed = [format!("mp.{}.", self.names().pool), "$JS.API.STREAM".into()];
-        if needed.iter().any(|subject| why.contains(subject.as_str())) && !why.contains("MSG.DELETE") {
+        if needed.iter().any(|subject| why.contains(subject.as_str())) {
             let text =
                 format!("the server of the cluster pool {} does not let this user submit: {why}", self.names().pool);
             self.work.outage.note(Failure::lasting(text));
@@ -686,14 +715,24 @@ impl Session {
         self.cancel(&all.chain(earlier).collect::<Vec<_>>()).await;
         match message.state {
             State::Stored(sequence) => self.delete(number, sequence),
-            State::Unacknowledged { .. } => _ = self.unwanted.insert(number, Instant::now()),
+            State::Unacknowledged { .. } => self.is_unwanted(number),
+        }
+    }
+
+    fn is_unwanted(&mut self, number: u64) {
+        if self.may_delete.load(Relaxed) {
+            self.unwanted.insert(number, Unwanted::new());
         }
     }
 
     fn delete(&self, number: u64, sequence: u64) {
         let (client, names, id, events) = (self.client.clone(), self.names().clone(), self.id, self.events.clone());
+        let may_delete = self.may_delete.clone();
         tokio::spawn(async move {
             for attempt in 1..10 {
+                if !may_delete.load(Relaxed) {
+                    return;
+                }
                 match stream::delete(&client, &names, sequence, (id, number)).await {
                     Ok(()) => return,
                     Err(_) => sleep(link::pause(attempt)).await,
@@ -703,13 +742,27 @@ impl Session {
         });
     }
 
+    /// This user may not delete messages. Those that are cancelled stay in the stream until a host takes them and learns that.
+    fn may_not_delete(&mut self, why: &str) {
+        if self.may_delete.swap(false, Relaxed) {
+            let right = format!("$JS.API.STREAM.MSG.DELETE.{}", self.names().stream);
+            tracing::warn!(
+                pool = self.names().pool,
+                right,
+                why,
+                "this user has no right to publish to that subject: cancelled items stay in the stream until a host takes them"
+            );
+        }
+        self.unwanted.clear();
+    }
+
     /// Deletes what nobody wants and the stream may have, though it never said so.
     fn sweep(&mut self, now: Instant) {
         if self.is_sweeping || !self.is_ready || !self.is_connected() {
             return;
         }
-        let is_due = |since: &Instant| now.saturating_duration_since(*since) >= SWEPT_AFTER;
-        let due = self.unwanted.iter().filter(|(_, since)| is_due(since));
+        let is_due = |unwanted: &Unwanted| now.saturating_duration_since(unwanted.since) >= SWEPT_AFTER;
+        let due = self.unwanted.iter().filter(|(_, unwanted)| is_due(unwanted));
         let numbers: Vec<_> = due.map(|(number, _)| *number).collect();
         if numbers.is_empty() {
             return;
@@ -717,8 +770,8 @@ impl Session {
         self.is_sweeping = true;
         let (client, names, id, events) = (self.client.clone(), self.names().clone(), self.id, self.events.clone());
         tokio::spawn(async move {
-            let is_done = stream::sweep(&client, &names, id, &numbers).await.is_ok();
-            let _ = events.send(SessionEvent::Swept { numbers, is_done });
+            let deleted = stream::sweep(&client, &names, id, &numbers).await.ok();
+            let _ = events.send(SessionEvent::Swept { numbers, deleted });
         });
     }
 
@@ -1326,14 +1379,13 @@ impl Session {
                 }
             }
             SessionEvent::Sought { number, is_there } => self.sought(number, is_there).await,
-            SessionEvent::NotDeleted(number) => _ = self.unwanted.insert(number, Instant::now()),
-            SessionEvent::Swept { numbers, is_done } => {
+            SessionEvent::NotDeleted(number) => self.is_unwanted(number),
+            SessionEvent::Swept { numbers, deleted } => {
                 self.is_sweeping = false;
                 for number in numbers {
-                    match is_done {
-                        true => _ = self.unwanted.remove(&number),
-                        // Once more, later.
-                        false => _ = self.unwanted.entry(number).and_modify(|since| *since = Instant::now()),
+                    let found = deleted.as_ref().map(|deleted| deleted.contains(&number));
+                    if self.unwanted.get_mut(&number).is_some_and(|unwanted| unwanted.is_over_after(found)) {
+                        self.unwanted.remove(&number);
                     }
                 }
             }
@@ -1487,5 +1539,13 @@ mod tests {
         assert_eq!(patience_with_hosts(lease, None), 2 * lease);
         assert_eq!(patience_with_hosts(lease, Some(Duration::ZERO)), 2 * lease + pieces::PATIENCE);
         assert_eq!(patience_with_hosts(lease, Some(2 * lease)), 2 * lease);
+    }
+
+    #[test]
+    fn a_message_that_is_not_found_is_searched_for_once_more_as_it_may_have_been_on_its_way() {
+        assert!(Unwanted::new().is_over_after(Some(true)));
+        let mut late = Unwanted::new();
+        let searches = [Some(false), None, Some(false)].map(|found| late.is_over_after(found));
+        assert_eq!(searches, [false, false, true]);
     }
 }

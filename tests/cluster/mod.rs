@@ -5,6 +5,7 @@ use multiprocess::cluster::{Address, Served, Storage};
 use multiprocess::{self as mp, Pool, Process};
 use serde::{Deserialize, Serialize};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 mod server;
@@ -178,16 +179,38 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
+/// Collects the warnings of the crate, each with its fields.
+#[derive(Clone, Default)]
+pub struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    pub fn list(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        if *event.metadata().level() == tracing::Level::WARN && event.metadata().target().starts_with("multiprocess") {
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            self.0.lock().unwrap().push(text.0);
+        }
+    }
+}
+
+struct Text(String);
+
+impl tracing::field::Visit for Text {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!(" {field}={value:?}");
+    }
+}
+
 /// Prints what the crate tells `tracing`, if `MULTIPROCESS_LOG` is set.
 pub fn log() {
     use tracing_subscriber::prelude::*;
     struct Print;
-    struct Text(String);
-    impl tracing::field::Visit for Text {
-        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-            self.0 += &format!(" {field}={value:?}");
-        }
-    }
     impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Print {
         fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
             let target = event.metadata().target();
