@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use futures::{StreamExt, TryStreamExt};
-use multiprocess::cluster::Address;
+use multiprocess::cluster::{Address, HostInfo};
 use multiprocess::{self as mp, ErrorKind, Pool, PoolBuilder, StartMethod};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 mod cluster;
 mod common;
 mod suite;
-use cluster::{Host, until};
+use cluster::{Host, OtherBuild, until};
 use common::within;
 
 mp::test_support!();
@@ -647,4 +647,76 @@ async fn a_task_has_an_id_that_no_other_has_whichever_submitter_call_and_item() 
     let pool = cluster::pool(&server);
     let (_, attempt) = within(pool.apply(task_id, (server.dir().join("notes"),)).retries(1)).await.unwrap();
     assert_eq!(attempt, 1);
+}
+
+/// The program that runs an item.
+fn program(_: u64) -> PathBuf {
+    std::fs::read_link("/proc/self/exe").unwrap()
+}
+
+/// What processes of another build do in the tests below.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a part of other tests, in a process of another build"]
+async fn part_of_another_build() {
+    let Some((role, url)) = cluster::role() else { return };
+    let address = Address::new(url).lease(cluster::LEASE);
+    if role == "serve" {
+        Pool::new(1).unwrap().serve(address).await.unwrap();
+    } else {
+        let pool = Pool::builder().cluster(address).build().unwrap();
+        let programs = within(pool.map(program, 0..100)).await.unwrap();
+        let own = std::env::current_exe().unwrap();
+        let answers = programs.iter().filter(|program| **program == own).count();
+        // It appears whole.
+        let (file, unnamed) = (PathBuf::from(&role), PathBuf::from(role).with_extension("part"));
+        std::fs::write(&unnamed, answers.to_string()).unwrap();
+        std::fs::rename(unnamed, file).unwrap();
+    }
+}
+
+/// As during a rolling update.
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_of_two_builds_serve_one_pool_and_each_submitter_is_answered_by_its_own() {
+    let server = server!();
+    let (pool, other) = (cluster::pool(&server), OtherBuild::in_folder(server.dir()));
+    let _host = Host::start(&server, 1);
+    let theirs = other.start("part_of_another_build", "serve", &server.url());
+    until("both hosts are known", async || pool.hosts().len() == 2).await;
+    let matches = |host: &HostInfo| (host.pid == theirs.pid(), host.build_matches);
+    let mut known: Vec<_> = pool.hosts().iter().map(matches).collect();
+    known.sort_unstable();
+    assert_eq!((known, pool.workers()), (vec![(false, true), (true, false)], 1));
+    let answered = server.dir().join("answered");
+    let _submitter = other.start("part_of_another_build", answered.to_str().unwrap(), &server.url());
+    let own = std::env::current_exe().unwrap();
+    assert_eq!(within(pool.map(program, 0..100)).await.unwrap(), vec![own; 100]);
+    until("the other is answered", async || answered.exists()).await;
+    assert_eq!(std::fs::read_to_string(answered).unwrap(), "100");
+    until("nothing is left", async || server.messages().await == 0).await;
+    assert_eq!(server.consumers().await, 2);
+}
+
+#[tokio::test]
+async fn a_submitter_that_sees_hosts_of_another_build_only_warns_of_it_and_its_queue_timeout_names_it() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let server = server!();
+    let warnings = cluster::Warnings::default();
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let pool = Pool::builder().cluster(server.address()).build().unwrap();
+    let other = OtherBuild::in_folder(server.dir());
+    let hosts = [0, 1].map(|_| other.start("part_of_another_build", "serve", &server.url()));
+    until("its hosts are known", async || pool.hosts().len() == 2).await;
+    assert!(pool.hosts().iter().all(|host| !host.build_matches) && pool.workers() == 0);
+    let call = pool.apply(square, (1,)).queue_timeout(Duration::from_secs(4));
+    let error = within(call).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(error.to_string().contains("2 hosts serve this pool, all of another build"), "{error}");
+    let warned = warnings.list();
+    let of_it: Vec<_> =
+        warned.iter().filter(|text| text.contains("another build") && text.contains("hosts=2")).collect();
+    assert_eq!(of_it.len(), 1, "{warned:?}");
+    drop(hosts);
+    // One that comes is found.
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(pool.apply(square, (2,))).await.unwrap(), 4);
 }

@@ -784,11 +784,11 @@ impl Session {
             let strangers = lock(&self.work.submitter.view).roster.strangers();
             let order = self.messages[&number].orders.iter().flatten().next();
             let Some(error) = order.map(|order| order.not_begun()) else { continue };
+            let with = |why: String| Error::new(error.kind(), format!("{error} ({why})"));
             let error = match strangers {
                 0 => error,
-                hosts => {
-                    Error::new(error.kind(), format!("{error} ({hosts} hosts serve this pool, all of another build)"))
-                }
+                1 => with("1 host serves this pool, of another build".into()),
+                hosts => with(format!("{hosts} hosts serve this pool, all of another build")),
             };
             self.fail(number, &error).await;
         }

@@ -8,7 +8,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+mod build;
 mod server;
+pub use build::{OtherBuild, role};
 pub use server::{Server, binary};
 
 const PATIENCE: Duration = Duration::from_secs(20);
