@@ -13,7 +13,7 @@ mod cluster;
 mod common;
 mod suite;
 use cluster::{Host, OtherBuild, until};
-use common::within;
+use common::{resident_bytes, within};
 
 mp::test_support!();
 
@@ -719,4 +719,34 @@ async fn a_submitter_that_sees_hosts_of_another_build_only_warns_of_it_and_its_q
     // One that comes is found.
     let _host = Host::start(&server, 1);
     assert_eq!(within(pool.apply(square, (2,))).await.unwrap(), 4);
+}
+
+/// Submits items in many messages; by how many bytes it and its host have grown since a fifth of them was answered.
+async fn grown(url: String, host: u32, items: u64) -> (usize, usize) {
+    let pool = Pool::builder().cluster(Address::new(url).lease(cluster::LEASE)).build().unwrap();
+    let resident = || (resident_bytes(std::process::id()), resident_bytes(host));
+    let mut results = pool.imap_unordered(square, 0..items).chunksize(10);
+    let mut at_a_fifth = (0, 0);
+    for n in 1..=items {
+        within(results.next()).await.unwrap().unwrap();
+        if n == items / 5 {
+            at_a_fifth = resident();
+        }
+    }
+    let now = resident();
+    (now.0.saturating_sub(at_a_fifth.0), now.1.saturating_sub(at_a_fifth.1))
+}
+
+/// `MULTIPROCESS_CLUSTER_ITEMS` sets how many; a million is the promise.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_of_submitter_and_host_does_not_grow_with_the_items_that_pass() {
+    let server = server!();
+    let items = std::env::var("MULTIPROCESS_CLUSTER_ITEMS").map_or(50_000, |items| items.parse().unwrap());
+    let host = Host::start(&server, 2);
+    let submitter = mp::Process::spawn(grown, (server.url(), host.process.pid(), items)).unwrap();
+    let limit = Duration::from_secs(60 + items / 2000);
+    let grown = tokio::time::timeout(limit, submitter).await.expect("all of it is answered in time").unwrap();
+    println!("{items} items: submitter and host have grown by {grown:?} bytes");
+    assert!(grown.0 < 1 << 20 && grown.1 < 1 << 20, "{grown:?} bytes more after {items} items");
+    server.is_empty().await;
 }
