@@ -139,7 +139,13 @@ pub(crate) struct StatsSource(Weak<PoolLifetime>);
 impl StatsSource {
     /// The stats without the deaths, and these; `None` after the drop of the pool. Reads a file of /proc per worker.
     pub(crate) fn stats(&self) -> Option<(PoolStats, Deaths)> {
-        self.0.upgrade().map(|handle| stats_of(&handle))
+        let handle = self.0.upgrade()?;
+        // What reads stats may be a thread of no runtime, and may be left with the last handle: the end of a pool runs code of others.
+        let runtime = handle.runtime().clone();
+        let _entered = runtime.enter();
+        let stats = stats_of(&handle);
+        drop(handle);
+        Some(stats)
     }
 }
 

@@ -101,6 +101,32 @@ async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(LIMIT, future).await.expect("within its time")
 }
 
+/// A taker that uses the runtime wherever it is called.
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
+struct NeedsRuntime;
+
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
+impl Taker for NeedsRuntime {
+    fn notify(&self) {}
+    fn refuse(&self, what: &str) -> Error {
+        Fake::default().refuse(what)
+    }
+    fn add_stats(&self, _: &mut super::PoolStats) {
+        tokio::runtime::Handle::current();
+    }
+}
+
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
+#[tokio::test]
+async fn stats_that_a_thread_of_no_runtime_reads_are_read_within_that_of_the_pool() {
+    let start = |_| Ok(Arc::new(NeedsRuntime) as Arc<dyn Taker>);
+    let external = External { chunks: ChunkLimits::LOCAL, start: Box::new(start) };
+    let pool = Pool::builder().external(external).build().unwrap();
+    let source = pool.stats_source();
+    let read = std::thread::spawn(move || source.stats().is_some()).join();
+    assert!(read.expect("no panic"));
+}
+
 #[tokio::test]
 async fn order_that_is_given_back_after_its_time_to_start_fails_for_that() {
     let (pool, fake) = pool(ChunkLimits::LOCAL);
