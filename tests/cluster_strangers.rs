@@ -165,6 +165,17 @@ async fn a_credentials_file_that_cannot_be_read_is_named_by_the_error() {
     is_refused(server.address().credentials_file("/missing/user.creds"), &["/missing/user.creds"]).await;
 }
 
+/// The server has an operator, and accounts that this signed.
+#[cfg(feature = "cluster-nkeys")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credentials_file_is_taken_and_one_of_an_unknown_account_is_named_by_the_error() {
+    let server = server!(include_str!("nkeys/server.conf"));
+    let file = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nkeys").join(name);
+    is_refused(server.address().credentials_file(file("stranger.creds")), &["authorization violation"]).await;
+    is_refused(server.address(), &["authorization violation"]).await;
+    is_taken(server.address().credentials_file(file("user.creds"))).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn user_without_permission_to_make_the_stream_gets_an_error_that_names_it() {
     let server = server!(&config("{user: me, password: x, permissions: {publish: \"other.>\", subscribe: \">\"}}"));
