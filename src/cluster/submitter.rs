@@ -1348,11 +1348,12 @@ impl Session {
 
     async fn asked_for_piece(&mut self, message: &Arrived) {
         let Ok(piece) = Piece::decode(&message.payload) else { return };
-        let sent = self.messages.get(&self.current(piece.key));
+        let number = self.current(piece.key);
+        let sent = self.messages.get_mut(&number);
         // A large value travels alone.
-        let order = sent.and_then(|sent| sent.orders.first()).and_then(Option::as_ref);
-        let whole = order.map_or(&[][..], Order::records);
-        let bytes = Bytes::copy_from_slice(&whole[pieces::place(&self.client, whole.len(), &piece)]);
+        let order = sent.and_then(|sent| sent.orders.first_mut()).and_then(Option::as_mut);
+        let whole = order.map(Order::shared_records).unwrap_or_default();
+        let bytes = whole.slice(pieces::place(&self.client, whole.len(), &piece));
         if let Some(reply) = &message.reply {
             self.say(reply.to_string(), bytes).await;
         }

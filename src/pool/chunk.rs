@@ -12,8 +12,8 @@ pub(super) struct Chunk {
     pub(super) count: u32,
     pub(super) attempt: u32,
     pub(super) body: Vec<u8>,
-    /// The body, once it went through a pipe.
-    sent: Option<Bytes>,
+    /// The body, once it is shared: with a pipe, or with the message that it came in.
+    shared: Option<Bytes>,
     /// The attachments of the only item.
     pub(super) attachments: Vec<Attachment>,
     /// Since when it waits, if that matters.
@@ -31,7 +31,7 @@ impl Chunk {
             count: 0,
             attempt: 0,
             body: Vec::new(),
-            sent: None,
+            shared: None,
             attachments: Vec::new(),
             queued: None,
             handed: None,
@@ -40,7 +40,18 @@ impl Chunk {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        self.sent.as_deref().unwrap_or(&self.body)
+        self.shared.as_deref().unwrap_or(&self.body)
+    }
+
+    /// Makes `record` its only item, without a copy.
+    pub(super) fn set_only(&mut self, record: Bytes) {
+        (self.shared, self.count) = (Some(record), 1);
+    }
+
+    /// The same bytes, which are not copied.
+    pub(super) fn share(&mut self) -> Bytes {
+        let body = &mut self.body;
+        self.shared.get_or_insert_with(|| std::mem::take(body).into()).clone()
     }
 
     /// Bytes that it would take up in a ring; more than any has if it cannot go there.
@@ -50,11 +61,10 @@ impl Chunk {
 
     /// Takes the message for a pipe out of it, without a copy. A single item leaves the header of its record behind.
     pub(super) fn encoded(&mut self) -> EncodedMessage {
-        let body = &mut self.body;
-        let sent = self.sent.get_or_insert_with(|| std::mem::take(body).into());
-        let bytes = match spsc::first(sent) {
-            Some((_, payload, _)) if self.count == 1 => sent.slice_ref(payload),
-            _ => sent.clone(),
+        let shared = self.share();
+        let bytes = match spsc::first(&shared) {
+            Some((_, payload, _)) if self.count == 1 => shared.slice_ref(payload),
+            _ => shared,
         };
         EncodedMessage::new(bytes, self.attachments.clone())
     }
@@ -85,15 +95,14 @@ impl Chunk {
     }
 
     fn cut(&self, (from, to): (u32, u32), bytes: Range<usize>) -> Self {
-        // Bytes that went through a pipe are shared, not copied.
-        let (body, sent) = match &self.sent {
-            Some(sent) => (Vec::new(), Some(sent.slice(bytes))),
+        let (body, shared) = match &self.shared {
+            Some(shared) => (Vec::new(), Some(shared.slice(bytes))),
             None => (self.body[bytes].to_vec(), None),
         };
         let attachments = self.attachments.clone();
         let first = self.first + u64::from(from);
         let Self { attempt, queued, handed, has_waited, .. } = *self;
-        Self { first, count: to - from, attempt, body, sent, attachments, queued, handed, has_waited }
+        Self { first, count: to - from, attempt, body, shared, attachments, queued, handed, has_waited }
     }
 }
 

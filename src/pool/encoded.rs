@@ -57,6 +57,9 @@ impl EncodedItems {
     }
 }
 
+/// A whole record is a multiple of so many bytes.
+const ALIGN: usize = 4;
+
 /// A source of items that are encoded already.
 struct Records {
     bytes: Bytes,
@@ -70,9 +73,15 @@ impl Input for Records {
             let rest = self.bytes.get(self.at..).unwrap_or_default();
             // They were counted before.
             let Some((_, _, len)) = spsc::first(rest) else { break };
+            if self.left == 1 && chunk.count == 0 && len.is_multiple_of(ALIGN) {
+                // The only one may be large.
+                chunk.set_only(self.bytes.slice(self.at..self.at + len));
+                (self.at, self.left) = (self.at + len, 0);
+                break;
+            }
             chunk.body.extend_from_slice(&rest[..len]);
             // The last record may lack its padding.
-            chunk.body.resize(chunk.body.len().next_multiple_of(4), 0);
+            chunk.body.resize(chunk.body.len().next_multiple_of(ALIGN), 0);
             (self.at, self.left, chunk.count) = (self.at + len, self.left - 1, chunk.count + 1);
         }
         if self.left == 0 { Stop::End } else { Stop::Full }

@@ -46,6 +46,7 @@ use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{self, IS_VALUE};
 use crate::wire::{self, Attachment, EncodedMessage};
+use bytes::Bytes;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, Weak};
@@ -211,6 +212,11 @@ impl Order {
     /// The encoded arguments of all items, a record each.
     pub(crate) fn records(&self) -> &[u8] {
         self.chunk().map_or(&[], Chunk::bytes)
+    }
+
+    /// The same bytes as [`records`](Self::records), for parts of them to be sent without a copy.
+    pub(crate) fn shared_records(&mut self) -> Bytes {
+        self.chunk.as_mut().map(Chunk::share).unwrap_or_default()
     }
 
     /// The encoded arguments of each item, with its index.
