@@ -1,8 +1,8 @@
 //! A cluster pool beside raw JetStream, both by one server with file storage, and beside the pool of one machine.
 //!
-//!     NATS_SERVER=/path/to/nats-server cargo run --release [ROUNDS]
+//!     NATS_SERVER=/path/to/nats-server cargo run --release [ROUNDS [PART]]
 //!
-//! Each round does all of it, one thing after the other; the table has medians, and ratios formed within a round.
+//! A part is `calls`, `map`, `large`, `idle` or `losses`. Each round does all of it, one thing after the other; the table has medians, and ratios formed within a round.
 //! Raw JetStream is written as its users would: each task is published and that acknowledged, one process pulls by a loop of
 //! its own, publishes each answer, and acknowledges the task.
 
@@ -24,17 +24,18 @@ const RAW_TASKS: u64 = 10_000;
 const MAP: u64 = 100_000;
 const BUSY: u64 = 3000;
 const LARGE: usize = 64 << 20;
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(20);
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Failed> {
     mp::run(async {
         let rounds = std::env::args().nth(1).map_or(Ok(3), |rounds| rounds.parse())?;
+        let part = std::env::args().nth(2);
         let binary = std::env::var_os("NATS_SERVER").map_or_else(|| "nats-server".into(), PathBuf::from);
         let mut table = Vec::new();
         for round in 1..=rounds {
-            table.push(measured(&binary).await?);
+            table.push(measured(&binary, part.as_deref()).await?);
             eprintln!("round {round} of {rounds}");
         }
         print(&table);
@@ -72,19 +73,42 @@ fn print(rounds: &[Vec<Figure>]) {
     }
 }
 
-/// All figures of one round, by a server of its own.
-async fn measured(binary: &PathBuf) -> Result<Vec<Figure>, Failed> {
+/// The figures of one round, by a server of its own: all of them, or those of one part.
+async fn measured(binary: &PathBuf, part: Option<&str>) -> Result<Vec<Figure>, Failed> {
     let mut server = Server::start(binary)?;
     let mut figures = Vec::new();
-    let mut add = |name, value, unit, goal| figures.push(Figure { name, value, unit, goal });
+    let is_wanted = |name: &str| part.is_none_or(|part| part == name);
+    let pool = server.pool()?;
+    let host = server.host()?;
+    pool.apply(tiny, (1,)).await?;
+    if is_wanted("calls") {
+        calls(&server, &pool, &mut figures).await?;
+    }
+    if is_wanted("map") {
+        map(&pool, &mut figures).await?;
+    }
+    if is_wanted("large") {
+        large(&server, &pool, &mut figures).await?;
+    }
+    if is_wanted("idle") {
+        idle(&server, &host, &mut figures).await?;
+    }
+    if is_wanted("losses") {
+        losses(&mut server, &pool, host, &mut figures).await?;
+    }
+    pool.terminate();
+    Ok(figures)
+}
 
-    let raw = Raw::start(&server).await?;
+fn add(figures: &mut Vec<Figure>, name: &'static str, value: f64, unit: &'static str, goal: Goal) {
+    figures.push(Figure { name, value, unit, goal });
+}
+
+async fn calls(server: &Server, pool: &Pool, figures: &mut Vec<Figure>) -> Result<(), Failed> {
+    let raw = Raw::start(server).await?;
     let (raw_p50, raw_rate) = (raw.one_by_one().await?, raw.at_once().await?);
     drop(raw);
 
-    let pool = server.pool()?;
-    let mut host = server.host()?;
-    pool.apply(tiny, (1,)).await?;
     let mut times = Vec::new();
     for n in 0..ONE_BY_ONE {
         let start = Instant::now();
@@ -92,24 +116,27 @@ async fn measured(binary: &PathBuf) -> Result<Vec<Figure>, Failed> {
         times.push(start.elapsed());
     }
     let p50 = middle(times);
-    add("raw JetStream: one task by one, p50", raw_p50 * 1e3, "ms", Goal::None);
-    add("`apply` one by one, p50, by raw", p50 / raw_p50, "x", Goal::Most(1.5));
+    add(figures, "raw JetStream: one task by one, p50", raw_p50 * 1e3, "ms", Goal::None);
+    add(figures, "`apply` one by one, p50, by raw", p50 / raw_p50, "x", Goal::Most(1.5));
 
     let start = Instant::now();
     let calls = items::iter(0..CALLS).map(|n| pool.apply(tiny, (n,))).buffer_unordered(AT_ONCE);
     let sum = calls.try_fold(0, async |sum, n| Ok(sum + n)).await?;
     assert_eq!(sum, CALLS * (CALLS + 1) / 2);
     let rate = CALLS as f64 / start.elapsed().as_secs_f64();
-    add("raw JetStream: 64 tasks in flight", raw_rate, "tasks/s", Goal::None);
-    add("`apply`, 64 in flight, by raw", rate / raw_rate, "x", Goal::Least(0.6));
+    add(figures, "raw JetStream: 64 tasks in flight", raw_rate, "tasks/s", Goal::None);
+    add(figures, "`apply`, 64 in flight, by raw", rate / raw_rate, "x", Goal::Least(0.6));
 
     let before = server.published().await?;
     let start = Instant::now();
     assert_eq!(pool.map(tiny, 0..MAP).await?.len() as u64, MAP);
     let rate = MAP as f64 / start.elapsed().as_secs_f64();
-    add("`map` of 100,000 tiny items, by raw", rate / raw_rate, "x", Goal::Least(50.0));
-    add("its messages", (server.published().await? - before) as f64, "", Goal::Most(200.0));
+    add(figures, "`map` of 100,000 tiny items, by raw", rate / raw_rate, "x", Goal::Least(50.0));
+    add(figures, "its messages", (server.published().await? - before) as f64, "", Goal::Most(200.0));
+    Ok(())
+}
 
+async fn map(pool: &Pool, figures: &mut Vec<Figure>) -> Result<(), Failed> {
     let start = Instant::now();
     pool.map(busy, 0..BUSY).await?;
     let here = start.elapsed();
@@ -120,22 +147,41 @@ async fn measured(binary: &PathBuf) -> Result<Vec<Figure>, Failed> {
     let ratio = here.as_secs_f64() / start.elapsed().as_secs_f64();
     local.close();
     local.join().await?;
-    add("`map` of 3000 items of 1 ms, time by that of a local pool", ratio, "x", Goal::Most(1.15));
+    add(figures, "`map` of 3000 items of 1 ms, time by that of a local pool", ratio, "x", Goal::Most(1.15));
+    Ok(())
+}
 
-    let stored = server.store_and_load().await?;
+/// A value crosses the server twice in a call, as argument and as result. So it does by way of an object store: put by one and got by
+/// the other, and then back.
+async fn large(server: &Server, pool: &Pool, figures: &mut Vec<Figure>) -> Result<(), Failed> {
     let bytes = vec![7_u8; LARGE];
+    let stored = server.store_and_load(&bytes).await? + server.store_and_load(&bytes).await?;
     pool.apply(echo, (vec![1; 1 << 20],)).await?;
     let start = Instant::now();
     assert_eq!(pool.apply(echo, (bytes,)).await?.len(), LARGE);
-    let crossed = 2.0 * LARGE as f64 / start.elapsed().as_secs_f64();
-    add("object store: 64 MiB put and got", stored / f64::from(1 << 20), "MiB/s", Goal::None);
-    add("argument and result of 64 MiB, by that", crossed / stored, "x", Goal::Least(1.0));
+    let called = start.elapsed();
+    let rate = |time: Duration| 2.0 * LARGE as f64 / f64::from(1 << 20) / time.as_secs_f64();
+    add(figures, "object store: 64 MiB put and got, there and back", rate(stored), "MiB/s", Goal::None);
+    add(figures, "argument and result of 64 MiB", rate(called), "MiB/s", Goal::None);
+    let ratio = stored.as_secs_f64() / called.as_secs_f64();
+    add(figures, "argument and result of 64 MiB, by the object store", ratio, "x", Goal::Least(1.0));
+    Ok(())
+}
 
+async fn idle(server: &Server, host: &Process<mp::Result<()>>, figures: &mut Vec<Figure>) -> Result<(), Failed> {
     let (wakes, host_wakes, messages) = server.idle(host.pid()).await?;
-    add("idle: this process wakes", wakes, "/s", Goal::Most(2.0));
-    add("idle: its host wakes", host_wakes, "/s", Goal::Most(2.0));
-    add("idle: messages", messages, "/s", Goal::Most(4.0));
+    add(figures, "idle: this process wakes", wakes, "/s", Goal::Most(2.0));
+    add(figures, "idle: its host wakes", host_wakes, "/s", Goal::Most(2.0));
+    add(figures, "idle: messages", messages, "/s", Goal::Most(4.0));
+    Ok(())
+}
 
+async fn losses(
+    server: &mut Server,
+    pool: &Pool,
+    mut host: Process<mp::Result<()>>,
+    figures: &mut Vec<Figure>,
+) -> Result<(), Failed> {
     let others = server.host()?;
     while pool.workers() < 4 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -154,7 +200,8 @@ async fn measured(binary: &PathBuf) -> Result<Vec<Figure>, Failed> {
     }
     let alone = Duration::from_millis(5) * 1800 / 2;
     let beyond = longest.saturating_sub(alone.saturating_sub(LEASE)).as_secs_f64();
-    add("a host is killed: its items are answered within", beyond.min(longest.as_secs_f64()), "s", Goal::Most(3.0));
+    let answered = beyond.min(longest.as_secs_f64());
+    add(figures, "a host is killed: its items are answered within", answered, "s", Goal::Most(3.0));
 
     let mut results = pool.imap_unordered(slow, 0..100_000);
     for _ in 0..100 {
@@ -168,11 +215,11 @@ async fn measured(binary: &PathBuf) -> Result<Vec<Figure>, Failed> {
     server.run()?;
     let listens = Instant::now();
     results.next().await.ok_or("no result")??;
-    add("the server is killed: first answer after it listens", listens.elapsed().as_secs_f64(), "s", Goal::Most(1.5));
+    let answered = listens.elapsed().as_secs_f64();
+    add(figures, "the server is killed: first answer after it listens", answered, "s", Goal::Most(1.5));
     drop(results);
-    pool.terminate();
     drop(others);
-    Ok(figures)
+    Ok(())
 }
 
 fn middle(mut times: Vec<Duration>) -> f64 {
@@ -265,27 +312,31 @@ impl Server {
         Ok(stream.cached_info().state.last_sequence)
     }
 
-    /// Bytes per second through an object store, there and back.
-    async fn store_and_load(&self) -> Result<f64, Failed> {
+    /// How long it takes to put a value into an object store and to get it, by two connections.
+    async fn store_and_load(&self, bytes: &[u8]) -> Result<Duration, Failed> {
         let config = object_store::Config { bucket: "figures".into(), ..Default::default() };
         let store = self.jetstream().await?.create_object_store(config).await?;
-        let bytes = vec![7_u8; LARGE];
+        let reader = self.jetstream().await?.get_object_store("figures").await?;
         let start = Instant::now();
         store.put("value", &mut &bytes[..]).await?;
-        let mut back = Vec::with_capacity(LARGE);
-        store.get("value").await?.read_to_end(&mut back).await?;
-        let rate = 2.0 * LARGE as f64 / start.elapsed().as_secs_f64();
-        assert_eq!(back.len(), LARGE);
-        Ok(rate)
+        let mut back = Vec::with_capacity(bytes.len());
+        reader.get("value").await?.read_to_end(&mut back).await?;
+        let took = start.elapsed();
+        assert_eq!(back.len(), bytes.len());
+        self.jetstream().await?.delete_object_store("figures").await?;
+        Ok(took)
     }
 
     /// Of an idle pool and an idle host: how often each wakes, and how many messages the server passes on, per second.
     async fn idle(&self, host: u32) -> Result<(f64, f64, f64), Failed> {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let here = std::process::id();
-        let (before, sent) = ((switches(here), switches(host)), self.sent().await?);
+        // To ask the server wakes this process, so it is asked outside of what is counted.
+        let sent = self.sent().await?;
+        let before = (switches(here), switches(host));
         tokio::time::sleep(IDLE).await;
-        let (after, sent) = ((switches(here), switches(host)), self.sent().await? - sent);
+        let after = (switches(here), switches(host));
+        let sent = self.sent().await? - sent;
         let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / IDLE.as_secs_f64();
         Ok((rate(before.0, after.0), rate(before.1, after.1), sent as f64 / IDLE.as_secs_f64()))
     }
