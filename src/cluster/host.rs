@@ -373,6 +373,10 @@ impl Service {
             self.due.beat = now + if self.jobs.is_empty() { IDLE_BEAT } else { BEAT };
             let is_leaving = self.drains_until.is_some();
             self.beat(is_leaving).await;
+            if self.jobs.is_empty() {
+                // What arrives puts the client's ping off. A timer of its own would wake an idle host as often again.
+                self.say(self.names().of('h', self.host.id, "e"), Bytes::new()).await;
+            }
             self.reconnected();
             self.say_stopped().await;
             if let Some(broken) = self.broken() {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 /// A host that has items sends a beat this often.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// A host without items sends a beat this often.
-pub(super) const IDLE_BEAT: Duration = Duration::from_secs(4);
+/// A host without items sends a beat this often: a little before the client would send a ping, which the beat then replaces.
+pub(super) const IDLE_BEAT: Duration = Duration::from_millis(3750);
 /// A host that has been silent for this long counts as gone, after a beat with items and after one without: one may be lost.
 const SILENT: Duration = Duration::from_millis(4500);
 const SILENT_IDLE: Duration = Duration::from_secs(9);
