@@ -23,7 +23,7 @@
 //
 // address.rs    servers, pool, credentials              link.rs      the connection, and what can be wrong with it
 // messages.rs   between submitters and hosts          stream.rs    the pool's stream and its consumers
-// submitter.rs  takes a pool's orders, holds them       roster.rs    the hosts that it knows
+// submitter/    takes a pool's orders, holds them       roster.rs    the hosts that it knows
 // serving.rs    the type of a host                      host/        pulls messages, keeps leases
 // job.rs        one message at a host                   pulls.rs     how many to ask for
 // pieces.rs     large values                            waiting.rs   for what may not be there
