@@ -179,7 +179,7 @@ async fn idle(server: &Server, host: &Process<mp::Result<()>>, figures: &mut Vec
 async fn losses(
     server: &mut Server,
     pool: &Pool,
-    mut host: Process<mp::Result<()>>,
+    host: Process<mp::Result<()>>,
     figures: &mut Vec<Figure>,
 ) -> Result<(), Failed> {
     let others = server.host()?;
