@@ -150,10 +150,23 @@ async fn pools_without_workers_and_pools_that_are_dropped_are_shown() {
     alone.apply(|| 1, ()).await.unwrap();
     content_with(&dashboard, &["Pool alone", "no worker process", "<dd>1</dd>", "Pool short", "PoolWorker-1"]).await;
     // It does not keep it.
-    let mut workers = pool.stats().workers.into_iter().map(|worker| worker.pid);
-    let pid = workers.next().unwrap();
+    let worker = || pool.stats().workers.first().map(|worker| worker.pid);
+    let killed = worker().unwrap();
+    kill(killed);
+    content_with(&dashboard, &[&format!("pid {killed}, signal: 9 (SIGKILL)")]).await;
+    let pid = within(async {
+        loop {
+            match worker().filter(|pid| *pid != killed) {
+                Some(pid) => return pid,
+                None => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    })
+    .await;
     drop(pool);
-    content_with(&dashboard, &["This pool has been dropped"]).await;
+    // Its last minutes stay, and are shown as such.
+    content_with(&dashboard, &["This pool was dropped ", " ago. Below is what ", &format!("pid {killed}, signal: 9")])
+        .await;
     within(async {
         while Path::new(&format!("/proc/{pid}")).exists() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -323,7 +336,7 @@ async fn work(pool: Pool, jobs: Queue<u64>) {
     }
 }
 
-/// Texts of pictures that lie on each other or outside, and whatever makes the page wider than the window.
+/// Texts of pictures that lie on each other or outside, heads of tables that are broken, and whatever makes the page wider than the window.
 const UGLY: &str = "(() => { const bad = []; \
     for (const svg of document.querySelectorAll('figure > svg')) { \
         const all = svg.getBoundingClientRect(); \
@@ -334,6 +347,9 @@ const UGLY: &str = "(() => { const bad = []; \
             texts.slice(i + 1).forEach(([other, b]) => { \
                 if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2) \
                     bad.push(text + ' on ' + other); }); }); } \
+    for (const head of document.querySelectorAll('th')) { \
+        const text = document.createRange(); text.selectNodeContents(head); \
+        if (text.getClientRects().length > 1) bad.push('broken: ' + head.textContent); } \
     if (document.documentElement.scrollWidth > innerWidth) bad.push('wider than the window: ' + document.documentElement.scrollWidth); \
     return bad.join('; '); })()";
 

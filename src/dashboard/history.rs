@@ -58,8 +58,10 @@ pub(super) struct PoolHistory {
     pub(super) name: String,
     pub(super) lanes: Lanes,
     pub(super) points: VecDeque<Point>,
-    /// The latest sample, with at most [`WORKERS`] workers; `None` after the drop of the pool.
+    /// The latest sample, with at most [`WORKERS`] workers; `None` before the first one, and after the drop of the pool.
     pub(super) stats: Option<PoolStats>,
+    /// When the pool was first found dropped.
+    pub(super) gone: Option<Instant>,
     /// Of all workers of that sample.
     pub(super) workers: WorkerSums,
     pub(super) deaths: Deaths,
@@ -108,7 +110,7 @@ impl PoolHistory {
         Self { name, ..Self::default() }
     }
 
-    /// Takes in a sample; `None` after the drop of the pool, whose past stays for a while.
+    /// Takes in a sample; `None` after the drop of the pool, whose past stays for [`WINDOW`].
     pub(super) fn record(&mut self, now: Instant, stats: Option<(PoolStats, Deaths)>) {
         let is_there = stats.is_some();
         let (mut sample, deaths) = stats.unwrap_or_default();
@@ -119,11 +121,21 @@ impl PoolHistory {
         if is_there {
             self.deaths = deaths;
             self.add_point(now, &sample);
+        } else {
+            self.gone.get_or_insert(now);
+        }
+        if self.is_past(now) {
+            self.deaths = Deaths::default();
         }
         self.workers = WorkerSums::of(&sample.workers);
         sample.workers.truncate(WORKERS);
         sample.workers.shrink_to_fit();
         self.stats = is_there.then_some(sample);
+    }
+
+    /// Returns `true` if the pool was dropped before the time that is shown.
+    pub(super) fn is_past(&self, now: Instant) -> bool {
+        self.gone.is_some_and(|gone| now.saturating_duration_since(gone) >= WINDOW)
     }
 
     fn note(&mut self, function: &'static str) {
@@ -276,10 +288,14 @@ mod tests {
         }
         assert!((290..=301).contains(&history.points.len()), "{}", history.points.len());
         assert!((290..=302).contains(&queue.points.len()), "{}", queue.points.len());
+        let death = WorkerDeath { name: "w".into(), pid: 1, at: now, status: None, why: String::new() };
+        history.record(now, Some((PoolStats::default(), Deaths::new(vec![death]))));
         history.record(now + STEP, None);
-        assert!(history.stats.is_none() && history.points.len() > 290);
-        history.record(now + WINDOW * 2, None);
-        assert!(history.points.is_empty());
+        assert!(history.stats.is_none() && history.points.len() > 290 && history.deaths.len() == 1);
+        history.record(now + WINDOW, None);
+        assert!(!history.is_past(now + WINDOW) && history.deaths.len() == 1);
+        history.record(now + WINDOW + STEP, None);
+        assert!(history.is_past(now + WINDOW + STEP) && history.deaths.is_empty() && history.points.is_empty());
     }
 
     fn worker(n: u32, round: u32) -> WorkerStats {

@@ -90,11 +90,17 @@ fn half(width: u32) -> u32 {
 
 fn add_pool(page: &mut String, now: Instant, pool: &PoolHistory, width: u32) {
     line(page, format_args!("<section class=\"pool\"><h2>Pool {}</h2>", escaped(&pool.name)));
-    match &pool.stats {
-        None => {
-            line(page, format_args!("<p class=\"none\">This pool has been dropped, or its first sample is due.</p>"))
+    match (&pool.stats, pool.gone) {
+        (Some(stats), _) => add_numbers(page, stats, pool.workers),
+        (None, None) => line(page, format_args!("<p class=\"none\">The first sample of this pool is due.</p>")),
+        (None, Some(gone)) => {
+            let (ago, is_past) = (duration(now.saturating_duration_since(gone)), pool.is_past(now));
+            let what = if is_past { "" } else { " Below is what was seen of it before." };
+            line(page, format_args!("<p class=\"gone\">This pool was dropped {ago} ago.{what}</p>"));
+            if is_past {
+                return line(page, format_args!("</section>"));
+            }
         }
-        Some(stats) => add_numbers(page, stats, pool.workers),
     }
     add_lanes(page, now, pool, width);
     if let Some(stats) = &pool.stats {
@@ -402,9 +408,11 @@ fn waiters(object: &Object) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dashboard::history::WINDOW;
     use crate::pool::Deaths;
     use std::os::unix::process::ExitStatusExt;
     use std::process::ExitStatus;
+    use std::time::Duration;
 
     #[test]
     fn a_width_is_read_from_a_query_and_bounded() {
@@ -434,6 +442,27 @@ mod tests {
             assert!(!text.contains(markup), "{markup}");
         }
         assert!(text.contains("Pool &lt;script&gt;"));
+    }
+
+    #[test]
+    fn a_pool_that_was_dropped_is_shown_as_such_and_after_five_minutes_alone() {
+        let (start, mut pool) = (Instant::now(), PoolHistory::new("p".into()));
+        let shown = |pool: &PoolHistory, now| {
+            let mut page = String::new();
+            add_pool(&mut page, now, pool, 400);
+            page
+        };
+        assert!(shown(&pool, start).contains("The first sample of this pool is due."));
+        let death = WorkerDeath { name: "w".into(), pid: 7, at: start, status: None, why: "killed".into() };
+        pool.record(start, Some((PoolStats::default(), Deaths::new(vec![death]))));
+        let page = shown(&pool, start);
+        assert!(page.contains("pid 7") && !page.contains("dropped"), "{page}");
+        pool.record(start, None);
+        let page = shown(&pool, start + Duration::from_secs(120));
+        assert!(page.contains("This pool was dropped 2.0 min ago. Below") && page.contains("pid 7"), "{page}");
+        let page = shown(&pool, start + WINDOW);
+        assert!(page.contains("This pool was dropped 5.0 min ago.</p>"), "{page}");
+        assert!(!page.contains("pid 7") && !page.contains("<svg") && page.ends_with("</section>\n"), "{page}");
     }
 
     #[test]
