@@ -28,7 +28,7 @@ async fn death_of_a_worker_quotes_its_last_stderr_lines_if_enabled() -> mp::Resu
     let pool = Pool::builder().workers(1).keep_stderr(2).build()?;
     pool.apply(chatty, (false,)).await?;
     let error = pool.apply(chatty, (true,)).await.unwrap_err().to_string();
-    assert!(error.ends_with("it last wrote:\nline 98\nline 99") && error.contains("SIGABRT"), "{error}");
+    assert!(error.ends_with("it last wrote:\nline 98\nline 99\n[died]") && error.contains("SIGABRT"), "{error}");
     // The next worker has words of its own.
     let error = pool.apply(die, ()).await;
     assert!(!error.unwrap_err().to_string().contains("line"));
@@ -48,7 +48,7 @@ async fn more_than_a_pipe_holds_goes_through() -> mp::Result<()> {
         die();
     };
     let error = within(pool.apply(flood, ())).await.unwrap_err().to_string();
-    assert!(error.ends_with("it last wrote:\nthe end"), "{error}");
+    assert!(error.ends_with("it last wrote:\nthe end\n[died]"), "{error}");
     Ok(())
 }
 

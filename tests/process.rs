@@ -453,7 +453,7 @@ async fn subp_04_exit_code_of_the_function_is_not_explained() {
         for code in 86..=91 {
             let mut child = Process::builder().start_method(method).spawn(exits, (code,)).unwrap();
             let error = within(child.join()).await.unwrap_err();
-            assert!(error.to_string().ends_with(&format!("exit status: {code}")), "{error}");
+            assert!(error.to_string().ends_with(&format!("exit status: {code} [died]")), "{error}");
         }
     }
 }

@@ -196,9 +196,12 @@ fn run(scenario: &Scenario) -> Result<String, String> {
         return Ok(format!(" ({why})"));
     }
     // Said once, where it is true.
-    let says_slow =
-        text.matches("the fork server has threads").count() == usize::from(scenario.name.contains("multi_thread"));
-    let is_late = text.contains("has not reached `multiprocess::run` or `init` after 10 s");
+    let is_slow = usize::from(scenario.name.contains("multi_thread"));
+    let says_slow = ["the fork server has threads", " [fork-server-has-threads]\n"]
+        .iter()
+        .all(|words| text.matches(words).count() == is_slow);
+    let is_late =
+        text.contains("has not reached `multiprocess::run` or `init` after 10 s") && text.contains(" [slow-main]\n");
     let is_right = says_slow
         && (is_late || !scenario.name.contains("slow_main_is_a_warning"))
         && text.contains(PASSED)

@@ -43,7 +43,7 @@ use super::descriptors::take_fds;
 use super::reclaim::{self, Notifies};
 use super::ring::{Pop, Push, Ring, Unread, WakeRequests, word};
 use super::unfinished::Unfinished;
-use crate::error::{Damage, Error, ErrorKind, Result};
+use crate::error::{Damage, Error, ErrorKind, Result, Topic};
 use crate::os::{fault, timer};
 use crate::shm::atomic::fence;
 use crate::wait::{Hangup, WaitQueue, Waiters, refuse_inside_async, until, until_blocking};
@@ -146,7 +146,8 @@ impl ChannelCore {
     fn closed(&self) -> Error {
         match self.hangup {
             None => Error::new(ErrorKind::Closed, format!("the {} is closed", self.what)),
-            Some(_) => Error::new(ErrorKind::Closed, format!("the other end of the {} is gone", self.what)),
+            Some(_) => Error::new(ErrorKind::Closed, format!("the other end of the {} is gone", self.what))
+                .explained_by(Topic::OtherEndGone),
         }
     }
 
@@ -572,7 +573,8 @@ impl ChannelCore {
 
     pub(super) fn task_done(&self) -> Result<()> {
         if !self.unfinished().remove_one(self.ring.family().me()?) {
-            return Err(Error::other("task_done was called more often than items were taken from the queue"));
+            let why = "task_done was called more often than items were taken from the queue";
+            return Err(Error::other(why).explained_by(Topic::TaskDone));
         }
         // Of two that finish the last two items at once, one sees both done.
         fence(SeqCst);

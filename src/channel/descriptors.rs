@@ -1,5 +1,6 @@
 //! The descriptors of items: sent through a socket under the number of their record, taken by the receiver of that record.
 
+use crate::error::{Explained, Topic};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::wire::Attachment;
 use std::io::{self, IoSlice};
@@ -97,7 +98,7 @@ fn all_copied(packet: &Packet) -> io::Result<()> {
         "the descriptors of the item do not fit into this process, whose limit is {limit} (RLIMIT_NOFILE); the item is \
          still in the queue"
     );
-    Err(io::Error::other(why))
+    Err(Explained::error(io::ErrorKind::Other, Topic::TooManyDescriptors, why))
 }
 
 /// Copies the `count` descriptors of record `number`, which stay in the socket until [`drop_fds`]; `None` if they are lost. An error

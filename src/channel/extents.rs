@@ -33,6 +33,7 @@
 //! No await point.
 
 use super::segment::{self, Bytes, Segment};
+use crate::error::{Explained, Topic};
 use crate::os::memfd;
 use crate::shm::atomic::AtomicU64;
 #[cfg(multiprocess_loom)]
@@ -175,7 +176,7 @@ impl Extents {
         let (offset, state) = match reusable {
             Some((offset, state)) => (offset.load(Acquire), state),
             None => {
-                let full = |why| io::Error::new(io::ErrorKind::OutOfMemory, why);
+                let full = |why| Explained::error(io::ErrorKind::OutOfMemory, Topic::QueueTooLong, why);
                 let (row, state) = self.empty_row().ok_or_else(|| full("a queue of more extents than it can list"))?;
                 if !self.is_end_possible() {
                     return Err(corrupt("where its memory ends"));
@@ -199,7 +200,8 @@ impl Extents {
         if !self.is_end_possible() {
             return Err(corrupt("where its memory ends"));
         }
-        let full = || io::Error::new(io::ErrorKind::OutOfMemory, "a queue has no addresses left for a leased item");
+        let why = "a queue has no addresses left for a leased item";
+        let full = || Explained::error(io::ErrorKind::OutOfMemory, Topic::QueueTooLong, why);
         self.raise_end(len).ok_or_else(full)
     }
 

@@ -669,7 +669,7 @@ macro_rules! half_serde {
                     return Err(D::Error::custom("an end of another kind"));
                 }
                 let open = || Self::of(Ring::open(memory)?, socket);
-                open().map_err(|error| D::Error::custom(format_args!("a pipe cannot be opened: {error}")))
+                open().map_err(|error| D::Error::custom(Error::io("a pipe cannot be opened", error)))
             }
         }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 ///
 /// It is implemented for all such types.
 #[diagnostic::on_unimplemented(
-    message = "a `{Self}` cannot be sent to another process",
+    message = "a `{Self}` cannot be sent to another process [not-serde]",
     label = "a `{Self}` cannot be sent",
     note = "an item is owned and must be `Serialize + DeserializeOwned + Send + 'static`: use `String` for `&str`, `Vec<T>` for `&[T]`, and derive serde's traits for your own types",
     note = "a `File`, a socket or another descriptor travels as `multiprocess::Fd`; instead of a channel of std or tokio use `multiprocess::Queue`, instead of a mutex or its guard `multiprocess::Lock` or `multiprocess::Value`",
@@ -140,7 +140,7 @@ fn deserialize_core<'de, D: Deserializer<'de>>(deserializer: D, joinable: bool) 
             ChannelCore::new(Ring::open(memory)?, (Arc::new(tx), Arc::new(rx)), None, joinable, "queue")
         })
     };
-    open().map_err(|error| D::Error::custom(format_args!("a queue cannot be opened: {error}")))
+    open().map_err(|error| D::Error::custom(Error::io("a queue cannot be opened", error)))
 }
 
 fn put_error<T>((error, value): Refused<T>) -> PutError<T> {

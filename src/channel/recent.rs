@@ -29,7 +29,7 @@
 //! # Cancel
 //! A send has no await point. A dropped wait has taken nothing.
 
-use crate::error::{Damage, Error, ErrorKind, Result};
+use crate::error::{Damage, Error, ErrorKind, Result, Topic};
 use crate::os::sync::lock;
 use crate::os::{fault, memfd, named, socket};
 use crate::shm::atomic::{AtomicU64, fence};
@@ -201,7 +201,7 @@ impl Recent {
                  descriptor): send such a value through a queue or a pipe",
                 self.shape.name()
             );
-            return Err(Error::new(ErrorKind::Encode, why));
+            return Err(Error::new(ErrorKind::Encode, why).explained_by(Topic::HandleInBroadcast));
         }
         let failed = |error| Error::io(format_args!("cannot send to a {}", self.shape.name()), error);
         self.push(message.payload(value)).map_err(failed)?;
@@ -419,7 +419,8 @@ fn open<'de, D: Deserializer<'de>>(
     if facts.0 != shape {
         return Err(D::Error::custom(format_args!("not a {} but a {}", shape.name(), facts.0.name())));
     }
-    let failed = |error| D::Error::custom(format_args!("a {} cannot be opened: {error}", shape.name()));
+    let failed =
+        |error: io::Error| D::Error::custom(Error::io(format_args!("a {} cannot be opened", shape.name()), error));
     Recent::open(memory, senders, facts).map_err(failed)
 }
 

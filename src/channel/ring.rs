@@ -45,7 +45,7 @@ use super::extents::{Extent, Extents, HEAD_LEN, IS_MODEL, Impossible, corrupt};
 #[cfg(not(multiprocess_loom))]
 use super::leases::{self, Entry, Scan};
 use super::segment::{Mark, RecordHead, Segment};
-use crate::error::Damage;
+use crate::error::{Damage, Explained, Topic};
 use crate::os::sync::lock;
 use crate::os::{fault, memory};
 #[cfg(not(multiprocess_loom))]
@@ -467,7 +467,8 @@ impl Ring {
             return Ok(Push::Closed);
         }
         let Ok(len) = u32::try_from(payload.len()) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message is larger than 4 GiB"));
+            let why = "a message is larger than 4 GiB";
+            return Err(Explained::error(io::ErrorKind::InvalidInput, Topic::TooLarge, why));
         };
         let mut tail = self.settle_putter(side)?;
         if self.item_limit != 0 && !self.has_room_for_one(tail)? {

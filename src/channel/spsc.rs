@@ -28,7 +28,7 @@
 //! No await point.
 
 use super::segment::{Bytes, Mark};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
 use std::sync::atomic::Ordering::*;
@@ -84,7 +84,8 @@ pub(crate) fn close_record(bytes: &mut Vec<u8>, start: usize) -> Result<()> {
         let units = len / LONG_UNIT + 1;
         if units >= 1 << LEN_BITS {
             bytes.truncate(start);
-            return Err(Error::new(ErrorKind::Encode, format!("{len} bytes are more than a message can have")));
+            let text = format!("{len} bytes are more than a message can have");
+            return Err(Error::new(ErrorKind::Encode, text).explained_by(Topic::TooLarge));
         }
         header = header_of(LONG, units);
         bytes.reserve_exact(LONG_UNIT);
@@ -126,7 +127,7 @@ pub(crate) fn append_record_of(bytes: &mut Vec<u8>, kind: u8, payload: &[u8]) ->
     let start = bytes.len();
     if kind != 0 && payload.len() >= 1 << LEN_BITS {
         let text = format!("{} bytes are more than a record that is no value can have", payload.len());
-        return Err(Error::new(ErrorKind::Encode, text));
+        return Err(Error::new(ErrorKind::Encode, text).explained_by(Topic::TooLarge));
     }
     append_record(bytes, payload)?;
     if kind != 0

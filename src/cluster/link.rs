@@ -1,7 +1,7 @@
 //! The connection to the servers of a cluster: made, watched, and made again.
 
 use super::address::{Address, Credentials, Target};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Topic};
 use crate::os::random;
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use std::time::Duration;
@@ -37,7 +37,8 @@ impl Failure {
     }
 
     pub(super) fn lasting(text: impl Into<String>) -> Self {
-        Self { error: Error::new(ErrorKind::Unavailable, text), is_final: true }
+        let error = Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterRefused);
+        Self { error, is_final: true }
     }
 }
 
@@ -173,7 +174,10 @@ fn check_version(client: &Client, target: &Target) -> Result<(), Failure> {
 fn tell(pool: &str, event: &Event) {
     match event {
         Event::Connected => tracing::info!(pool, "connected to the cluster's server"),
-        Event::Disconnected => tracing::warn!(pool, "the connection to the cluster's server is lost"),
+        Event::Disconnected => {
+            let help = Topic::ClusterUnavailable.name();
+            tracing::warn!(pool, help, "the connection to the cluster's server is lost")
+        }
         Event::LameDuckMode => tracing::warn!(pool, "the cluster's server is about to stop"),
         Event::SlowConsumer(_) => {
             tracing::warn!(pool, "messages of the cluster come faster than they are read; some are lost")

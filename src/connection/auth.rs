@@ -19,7 +19,7 @@
 //! answers a challenge for which it waits for an answer itself in the same role.
 
 use super::frame::{FrameReader, FrameWriter};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::random;
 use crate::os::sync::lock;
 use hmac::{Hmac, KeyInit, Mac};
@@ -117,14 +117,14 @@ where
     writer.send(&response).await.map_err(lost)?;
     match reader.recv().await.map_err(lost)? == WELCOME {
         true => Ok(()),
-        false => Err(refused("the other end has another key: it rejected our proof")),
+        false => Err(has_other_key("the other end has another key: it rejected our proof")),
     }
 }
 
 /// The proof that answers the challenge `received`.
 fn respond(key: &Key, role: Role, received: &[u8]) -> Result<Vec<u8>> {
     let Some(challenge) = received.strip_prefix(CHALLENGE) else {
-        return Err(refused("the other end sent something other than a challenge: it may have no key"));
+        return Err(has_other_key("the other end sent something other than a challenge: it may have no key"));
     };
     if challenge.len() < LEGACY {
         return Err(refused(&format!("a challenge of {} bytes is too short", challenge.len())));
@@ -137,7 +137,8 @@ fn respond(key: &Key, role: Role, received: &[u8]) -> Result<Vec<u8>> {
         _ => Digest::named(challenge).ok_or_else(|| refused("a challenge for a digest that is not known here"))?,
     };
     if digest == Digest::Md5 && !key.allow_md5 {
-        return Err(refused("the other end asks for MD5 (CPython up to 3.11 does), which allow_md5(false) refuses"));
+        let why = "the other end asks for MD5 (CPython up to 3.11 does), which allow_md5(false) refuses";
+        return Err(refused(why).explained_by(Topic::Md5Refused));
     }
     Ok([prefix, &digest.of(&key.bytes, challenge)].concat())
 }
@@ -148,17 +149,16 @@ fn verify(key: &Key, challenge: &[u8], response: &[u8]) -> Result<()> {
         MD5_LEN | LEGACY => (Digest::Md5, response),
         _ => match Digest::named(response) {
             Some((digest, prefix)) => (digest, &response[prefix.len()..]),
-            None => return Err(refused("the other end sent no proof that it knows the key: it may have none")),
+            None => return Err(has_other_key("the other end sent no proof that it knows the key: it may have none")),
         },
     };
     if digest == Digest::Md5 && !key.allow_md5 {
-        return Err(refused(
-            "the other end answers with MD5 (CPython up to 3.11 does), which allow_md5(false) refuses",
-        ));
+        let why = "the other end answers with MD5 (CPython up to 3.11 does), which allow_md5(false) refuses";
+        return Err(refused(why).explained_by(Topic::Md5Refused));
     }
     match digest.is_of(&key.bytes, challenge, proof) {
         true => Ok(()),
-        false => Err(refused("the other end has another key: its proof is wrong")),
+        false => Err(has_other_key("the other end has another key: its proof is wrong")),
     }
 }
 
@@ -166,8 +166,13 @@ fn refused(why: &str) -> Error {
     Error::new(ErrorKind::Authentication, format!("authentication failed: {why}"))
 }
 
+fn has_other_key(why: &str) -> Error {
+    refused(why).explained_by(Topic::WrongKey)
+}
+
 fn lost(error: Error) -> Error {
-    refused(&format!("the handshake was cut short: {error}")).with_source(error)
+    let why = format!("the handshake was cut short: {}", error.text());
+    refused(&why).explained_by(Topic::HandshakeCut).with_source(error)
 }
 
 /// The digest of a proof.

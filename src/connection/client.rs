@@ -6,7 +6,7 @@ use super::auth::{Key, Role};
 use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Explained, Result, Topic};
 use crate::os::{fork, listen, reactor, rights, timer};
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -183,7 +183,7 @@ impl Connect {
             uid if Some(uid) == self.owner || uid == rights::effective_user().0 => Ok(()),
             uid => {
                 let why = format!("who listens there is the user with uid {uid}");
-                Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+                Err(Explained::error(io::ErrorKind::PermissionDenied, Topic::NameTaken, why))
             }
         }
     }

@@ -13,7 +13,7 @@
 //! the next sender. So a message goes whole or not at all, and no later one gets between its bytes. Once
 //! the writer itself is dropped, that task has [`LINGER`] to end; then the stream is cut, and the other end has an error.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::timer;
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::poll_fn;
@@ -69,7 +69,10 @@ fn parse(bytes: &[u8]) -> Result<Option<(u64, usize)>> {
     match i32::from_be_bytes(*short) {
         len @ 0.. => Ok(Some((len as u64, SHORT))),
         -1 => Ok(rest.first_chunk().map(|long| (u64::from_be_bytes(*long), LONG))),
-        len => Err(Error::new(ErrorKind::Decode, format!("a message of {len} bytes: the other end speaks otherwise"))),
+        len => {
+            let why = format!("a message of {len} bytes: the other end speaks otherwise");
+            Err(Error::new(ErrorKind::Decode, why).explained_by(Topic::OtherProtocol))
+        }
     }
 }
 
@@ -185,7 +188,8 @@ fn torn(error: io::Error) -> Error {
 }
 
 fn too_long(len: u64, than: &str) -> Error {
-    Error::new(ErrorKind::Decode, format!("a message of {len} bytes is longer than {than}"))
+    let why = format!("a message of {len} bytes is longer than {than}");
+    Error::new(ErrorKind::Decode, why).explained_by(Topic::MessageTooLong)
 }
 
 /// Turns each error by which the kernel reports that the other end is gone into `Closed`.
@@ -193,7 +197,7 @@ fn gone(error: io::Error, doing: &str) -> Error {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
     if tokio::runtime::is_rt_shutdown_err(&error) {
         let why = "the connection has ended, because its runtime has ended";
-        return Error::new(ErrorKind::Closed, why).with_source(error);
+        return Error::new(ErrorKind::Closed, why).explained_by(Topic::RuntimeEnded).with_source(error);
     }
     match error.kind() {
         BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof => {

@@ -14,7 +14,7 @@ use super::auth::{Key, Role};
 use super::stream;
 use super::stream::{ByteConnection, Raw};
 use super::{MAX_MESSAGE, PATIENCE};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::listen::{self, Made};
 use crate::os::sync::lock;
 use crate::os::{fork, fork::Own, reactor, timer};
@@ -115,7 +115,10 @@ impl Listener {
                 if state.socket.is_none() {
                     return Err(match state.is_closed {
                         true => Error::closed("listener"),
-                        false => Error::new(ErrorKind::Closed, "the listener has ended, because its runtime has ended"),
+                        false => {
+                            let why = "the listener has ended, because its runtime has ended";
+                            Error::new(ErrorKind::Closed, why).explained_by(Topic::RuntimeEnded)
+                        }
                     });
                 }
                 if let Some(outcome) = state.outcomes.pop_front() {
@@ -429,7 +432,8 @@ impl Handshakes {
         {
             oldest.abort();
             let why = "authentication failed: the other end was slow while too many others came";
-            self.shared.settle(Err(Error::new(ErrorKind::Authentication, why)));
+            let error = Error::new(ErrorKind::Authentication, why).explained_by(Topic::HandshakeCut);
+            self.shared.settle(Err(error));
             // Its descriptor is closed once its task is gone.
             self.tasks.join_next().await;
         }

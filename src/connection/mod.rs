@@ -101,7 +101,7 @@ const MAX_MESSAGE: usize = 256 << 20;
 
 #[cfg(feature = "tls")]
 fn insecure(error: std::io::Error) -> crate::error::Error {
-    use crate::error::{Error, ErrorKind};
-    Error::new(ErrorKind::Authentication, format!("authentication failed: no TLS with the other end: {error}"))
-        .with_source(error)
+    use crate::error::{Error, ErrorKind, Topic};
+    let why = format!("authentication failed: no TLS with the other end: {error}");
+    Error::new(ErrorKind::Authentication, why).explained_by(Topic::NoTls).with_source(error)
 }

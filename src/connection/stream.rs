@@ -2,7 +2,7 @@
 
 use super::auth::{self, Key, Role};
 use super::frame::{FrameReader, FrameWriter};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::{fork, fork::Own, socket, timer};
 use futures_util::{Sink, Stream};
 use std::fmt;
@@ -193,7 +193,7 @@ impl Raw {
             let handshake = auth::authenticate(&mut reader, &mut writer, key, role);
             timer::within(patience, handshake).await.unwrap_or_else(|_| {
                 let why = format!("authentication failed: the other end did not do its part within {patience:?}");
-                Err(Error::new(ErrorKind::Authentication, why))
+                Err(Error::new(ErrorKind::Authentication, why).explained_by(Topic::HandshakeCut))
             })?;
         }
         reader.set_limit(max_message as u64);
@@ -265,7 +265,7 @@ impl ByteReceiver {
             && received.as_ref().is_ok_and(|message| auth::is_challenge(message))
         {
             let why = "the other end wants authentication, and this one was connected without a key";
-            return Err(Error::new(ErrorKind::Authentication, why));
+            return Err(Error::new(ErrorKind::Authentication, why).explained_by(Topic::WrongKey));
         }
         received
     }

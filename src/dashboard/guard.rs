@@ -15,7 +15,8 @@ const METHOD: Refusal = (StatusCode::METHOD_NOT_ALLOWED, "This page can only be 
 const NO_HOST: Refusal = (StatusCode::BAD_REQUEST, "The request has no Host header, or not exactly one name in it.\n");
 const HOST: Refusal = (
     StatusCode::FORBIDDEN,
-    "The Host header is not the address of this page. If this name is to lead here, add it by Dashboard::host.\n",
+    "The Host header is not the address of this page. If this name is to lead here, add it by Dashboard::host \
+     [dashboard-foreign-host]\n",
 );
 
 /// A host in the form in which it is compared: an address as a number, a name in small letters and without the dot of the root.

@@ -5,7 +5,7 @@ use super::guard::{self, Host};
 use super::page::{self, ManagerState};
 use super::recorder::{Managers, NoDrawing, Orders, Recorder};
 use crate::channel::{Item, JoinableQueue, Queue};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Topic};
 use crate::manager::Manager;
 use crate::observe::{ManagerSource, Sources};
 use crate::os::sync::lock;
@@ -228,7 +228,7 @@ fn parse(text: &str, may_be_remote: bool) -> Result<SocketAddr> {
              127.0.0.1:{}, or call Dashboard::allow_remote",
             address.port()
         );
-        return Err(Error::other(why));
+        return Err(Error::other(why).explained_by(Topic::DashboardForOthers));
     }
     Ok(address)
 }

@@ -1,7 +1,7 @@
 //! An error in a message: it keeps its facts, and its sources as text.
 #![forbid(unsafe_code)]
 
-use super::{Error, ErrorKind, Inner, PanicInfo};
+use super::{Error, ErrorKind, Inner, PanicInfo, Topic};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -39,6 +39,9 @@ struct Portable {
     panic: Option<PanicInfo>,
     raw_status: Option<i32>,
     lagged: Option<u64>,
+    /// By name: another version may have others.
+    #[serde(default)]
+    topic: Option<String>,
 }
 
 impl Serialize for Error {
@@ -51,6 +54,7 @@ impl Serialize for Error {
             panic: self.0.panic.clone(),
             raw_status: self.0.exit_status.map(ExitStatusExt::into_raw),
             lagged: self.0.lagged,
+            topic: self.0.topic.map(|topic| topic.name().into()),
         }
         .serialize(serializer)
     }
@@ -62,6 +66,7 @@ impl<'de> Deserialize<'de> for Error {
         Ok(Self(Box::new(Inner {
             kind: portable.kind,
             message: portable.message,
+            topic: portable.topic.as_deref().and_then(Topic::named),
             source: SourceText::chain(portable.sources).map(|source| source as _),
             panic: portable.panic,
             exit_status: portable.raw_status.map(ExitStatusExt::from_raw),

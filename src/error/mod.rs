@@ -12,13 +12,15 @@
 mod cause;
 mod kind;
 mod message;
+mod topic;
 mod with_value;
 
-pub(crate) use cause::{Damage, ForkedProcess};
+pub(crate) use cause::{Damage, Explained, ForkedProcess};
 pub use kind::{ErrorKind, PanicInfo};
+pub(crate) use topic::Topic;
 pub use with_value::{LockError, PutError, SendError, TryPutError};
 
-use cause::is_of_forked_process;
+use cause::{in_words, is_of_forked_process};
 use std::fmt;
 use std::process::ExitStatus;
 
@@ -35,7 +37,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The error type of this crate: a kind, a message, and facts such as an exit status.
 ///
-/// The message names the object or process, and says what to do where that is known.
+/// The message names the object or process, and says what to do where that is known. A short name in brackets at its end leads to the
+/// guide's page on [troubleshooting](crate::guide::troubleshooting) ([`help`](Self::help)).
 ///
 /// ```
 /// use multiprocess as mp;
@@ -58,7 +61,9 @@ pub struct Error(Box<Inner>);
 
 struct Inner {
     kind: ErrorKind,
+    /// Without the short name of `topic`, which `Display` adds.
     message: String,
+    topic: Option<Topic>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
     panic: Option<PanicInfo>,
     exit_status: Option<ExitStatus>,
@@ -67,24 +72,22 @@ struct Inner {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let (source, panic, exit_status, lagged) = (None, None, None, None);
-        Self(Box::new(Inner { kind, message: message.into(), source, panic, exit_status, lagged }))
+        let (topic, source, panic, exit_status, lagged) = (None, None, None, None, None);
+        Self(Box::new(Inner { kind, message: message.into(), topic, source, panic, exit_status, lagged }))
     }
 
     /// A copy for a second receiver: without the source, whose text is in the message.
     pub(crate) fn copy(other: &Self) -> Self {
-        let Inner { kind, message, panic, exit_status, lagged, .. } = &*other.0;
+        let Inner { kind, message, topic, panic, exit_status, lagged, .. } = &*other.0;
         let (message, panic, exit_status) = (message.clone(), panic.clone(), *exit_status);
-        Self(Box::new(Inner { kind: *kind, message, source: None, panic, exit_status, lagged: *lagged }))
+        Self(Box::new(Inner { kind: *kind, message, topic: *topic, source: None, panic, exit_status, lagged: *lagged }))
     }
 
     /// The error of a system call; or of damaged memory, which other modules report as [`Damage`] inside an `io::Error`.
     pub(crate) fn io(doing: impl fmt::Display, source: impl Into<std::io::Error>) -> Self {
         let source = source.into();
-        if Damage::is_in(&source) {
-            return Self::new(ErrorKind::Corrupt, format!("{doing}: {source}")).with_source(source);
-        }
-        Self::new(ErrorKind::Io, format!("{doing}: {source}")).with_source(source)
+        let kind = if Damage::is_in(&source) { ErrorKind::Corrupt } else { ErrorKind::Io };
+        Self::new(kind, format!("{doing}: {}", in_words(&source).0)).with_source(source)
     }
 
     pub(crate) fn closed(what: &str) -> Self {
@@ -94,7 +97,7 @@ impl Error {
     /// The error of a receiver of a broadcast that has missed so many values.
     pub(crate) fn lagged_by(values: u64) -> Self {
         let message = format!("the receiver of a broadcast was too slow: {values} values are not kept any more");
-        let mut error = Self::new(ErrorKind::Lagged, message);
+        let mut error = Self::new(ErrorKind::Lagged, message).explained_by(Topic::Lagged);
         error.0.lagged = Some(values);
         error
     }
@@ -104,8 +107,24 @@ impl Error {
         if is_of_forked_process(&*source) {
             self.0.kind = ErrorKind::Forked;
         }
+        self.0.topic = self.0.topic.or_else(|| in_words(&*source).1);
         self.0.source = Some(source);
         self
+    }
+
+    /// The same error, with the heading of the guide that explains it. Otherwise it has that of its source.
+    pub(crate) fn explained_by(mut self, topic: impl Into<Option<Topic>>) -> Self {
+        self.0.topic = topic.into();
+        self
+    }
+
+    pub(crate) fn topic(&self) -> Option<Topic> {
+        self.0.topic
+    }
+
+    /// The message without the short name, to quote it in another error.
+    pub(crate) fn text(&self) -> &str {
+        &self.0.message
     }
 
     pub(crate) fn with_panic(mut self, panic: PanicInfo) -> Self {
@@ -133,12 +152,28 @@ impl Error {
     /// ```
     pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         let error = error.into();
-        Self::new(ErrorKind::Other, error.to_string()).with_source(error)
+        Self::new(ErrorKind::Other, in_words(&*error).0).with_source(error)
     }
 
     /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
+    }
+
+    /// Returns the short name under which the guide's page on [troubleshooting](crate::guide::troubleshooting) explains this error.
+    ///
+    /// The text of the error ends with it, in brackets. `None` for errors that say all there is to say. A program should match on
+    /// [`kind`](Self::kind): more errors may get a name.
+    ///
+    /// ```
+    /// use multiprocess::Process;
+    ///
+    /// let error = Process::spawn(|| 1, ()).unwrap_err(); // Without `run` or `init` before it.
+    /// assert_eq!(error.help(), Some("not-initialized"));
+    /// assert!(error.to_string().ends_with(" [not-initialized]"));
+    /// ```
+    pub fn help(&self) -> Option<&'static str> {
+        self.0.topic.map(Topic::name)
     }
 
     /// Returns the panic, if the kind is `Panicked`.
@@ -162,14 +197,17 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)
+        let Inner { message, topic, .. } = &*self.0;
+        f.write_str(message)?;
+        let is_one_line = !message.contains('\n');
+        topic.map_or(Ok(()), |topic| write!(f, "{}{topic}", if is_one_line { ' ' } else { '\n' }))
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Error");
-        debug.field("kind", &self.0.kind).field("message", &self.0.message);
+        debug.field("kind", &self.0.kind).field("message", &self.to_string());
         self.0.source.iter().for_each(|source| {
             debug.field("source", source);
         });
@@ -191,7 +229,7 @@ impl std::error::Error for Error {
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
-        Self::new(ErrorKind::Io, error.to_string()).with_source(error)
+        Self::new(ErrorKind::Io, in_words(&error).0).with_source(error)
     }
 }
 

@@ -506,7 +506,7 @@ impl<'de> Deserialize<'de> for SharedMemory {
                 Ok(Arc::new(Block::of(fd, usize::try_from(len).map_err(io::Error::other)?, name, 0)?))
             })
         };
-        open().map(Self).map_err(|error| D::Error::custom(format_args!("shared memory cannot be opened: {error}")))
+        open().map(Self).map_err(|error| D::Error::custom(Error::io("shared memory cannot be opened", error)))
     }
 }
 

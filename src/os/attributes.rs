@@ -2,6 +2,7 @@
 //! ([umask(2)](https://man7.org/linux/man-pages/man2/umask.2.html)), the nice value, the CPUs and the limits
 //! ([setrlimit(2)](https://man7.org/linux/man-pages/man2/setrlimit.2.html)).
 
+use crate::error::Explained;
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getpid, getpriority_process, getrlimit, setpriority_process, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -144,7 +145,7 @@ impl Attributes {
         let failed = |what: &'static str| {
             move |error: rustix::io::Errno| {
                 let error = io::Error::from(error);
-                io::Error::new(error.kind(), format!("it cannot have its {what}: {error}"))
+                Explained::after(format_args!("it cannot have its {what}"), &error)
             }
         };
         if let Some(umask) = self.umask {

@@ -1,7 +1,9 @@
 //! Threads: all that the crate starts, but for those of its runtimes.
 
+use super::call::of_new_task;
 use super::sync::lock;
-use super::{fork, refuse};
+use super::{fork, reactor, refuse};
+use crate::error::{Explained, Topic};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -46,7 +48,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     refuse::at("clone")?;
-    builder.spawn(run)
+    builder.spawn(run).map_err(of_new_task)
 }
 
 /// Starts a thread that ends before `scope` does.
@@ -56,7 +58,7 @@ pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
     run: impl FnOnce() -> T + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, T>> {
     refuse::at("clone")?;
-    builder.spawn_scoped(scope, run)
+    builder.spawn_scoped(scope, run).map_err(of_new_task)
 }
 
 /// Runs `work`, which may block, on a thread of its own inside the present runtime, and sends what it returns. Not by tokio's
@@ -67,7 +69,7 @@ pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
 pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {
-    let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
+    let runtime = tokio::runtime::Handle::try_current().map_err(|error| reactor::no_runtime(error.to_string()))?;
     let (done, result) = oneshot::channel();
     let run = move || {
         let _inside = runtime.enter();
@@ -90,7 +92,7 @@ pub(crate) fn pooled<T: Send + 'static>(
     catch_unwind(AssertUnwindSafe(|| runtime.spawn_blocking(run))).map_err(|_| {
         // tokio keeps it in its queue, for the next thread.
         withdraw();
-        io::Error::other("no thread can be had for it")
+        Explained::error(io::ErrorKind::Other, Topic::ProcessLimit, "no thread can be had for it")
     })
 }
 

@@ -2,6 +2,7 @@
 //! [capabilities(7)](https://man7.org/linux/man-pages/man7/capabilities.7.html),
 //! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html): the rights of the calling thread, and its namespaces.
 
+use crate::error::{Explained, Topic};
 use nix::unistd::{getresgid, getresuid};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
@@ -248,10 +249,13 @@ impl Credentials {
             || now.namespaces[0] != wanted.namespaces[0];
         match has_more {
             false => Ok(()),
-            true => Err(io::Error::other(format!(
-                "it has other rights than the process that started it ({}), which it must not keep",
-                now.difference(wanted)
-            ))),
+            true => {
+                let why = format!(
+                    "it has other rights than the process that started it ({}), which it must not keep",
+                    now.difference(wanted)
+                );
+                Err(Explained::error(io::ErrorKind::Other, Topic::GivenRights, why))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Such a process shares descriptors, a place in the family and half of a runtime with the one it was forked from, and has
 //! none of its other threads. So it uses nothing of that: each call is an error ([`check`]), each drop does nothing.
 
-use crate::error::ForkedProcess;
+use crate::error::{ForkedProcess, Topic};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
@@ -101,7 +101,7 @@ fn refusal() -> io::Error {
 #[inline]
 pub(crate) fn refuse(doing: &str) {
     if is_forked() {
-        panic!("cannot {doing}: {ForkedProcess}");
+        panic!("cannot {doing}: {ForkedProcess} {}", Topic::Forked);
     }
 }
 

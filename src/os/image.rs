@@ -3,6 +3,7 @@
 //! Unsafe because an address becomes a call. What makes it sound: every row of the table was written by [`offset_of`]
 //! at link time and names a `fn(&mut dyn Any)`; an address that is not in the table is never called.
 
+use crate::error::{Error, ErrorKind, Topic};
 use std::any::Any;
 use std::hash::Hasher;
 use std::marker::PhantomData;
@@ -101,22 +102,36 @@ pub(crate) fn copies_as_cause() -> String {
     }
 }
 
+/// The topic of an error of which several copies may be the cause; `otherwise` where there is one.
+pub(crate) fn copies_or(otherwise: Topic) -> Topic {
+    if has_copies() { Topic::TwoCopies } else { otherwise }
+}
+
 /// In place of the offset of a function that is in another loaded object than this crate. No entry is there.
 const ELSEWHERE: u64 = u64::MAX;
 
-/// Why an offset is that of no function here.
-pub(crate) fn why_unknown(offset: u64) -> String {
-    match offset {
+/// The error of an offset that is that of no function here.
+pub(crate) fn unknown(offset: u64) -> Error {
+    let (topic, why) = match offset {
         ELSEWHERE => {
-            "a function lives in another dynamic library or program than the crate `multiprocess`, where other processes \
-             cannot find it: link both into the program itself (as `rlib`, not as `dylib`, and without `-C prefer-dynamic`)"
-                .to_string()
+            let why = "a function lives in another dynamic library or program than the crate `multiprocess`, where other \
+                       processes cannot find it: link both into the program itself (as `rlib`, not as `dylib`, and without \
+                       `-C prefer-dynamic`)";
+            (Topic::Dylib, why.to_string())
         }
         _ if has_copies() => {
-            format!("a call names a function of another version of the crate `multiprocess`{}", copies_as_cause())
+            let copies = copies_as_cause();
+            (
+                Topic::TwoCopies,
+                format!("a call names a function of another version of the crate `multiprocess`{copies}"),
+            )
         }
-        _ => "a call names a function that this program does not have; both sides must be the same build".to_string(),
-    }
+        _ => {
+            let why = "a call names a function that this program does not have; both sides must be the same build";
+            (Topic::NotTheSameBuild, why.to_string())
+        }
+    };
+    Error::new(ErrorKind::Decode, why).explained_by(topic)
 }
 
 /// Returns `true` if `address` is in the program or library that this crate is linked into.
@@ -281,7 +296,7 @@ mod tests {
     fn functions_of_another_object_and_copies_of_the_crate_are_recognised() {
         assert_ne!(list(|| 3), ELSEWHERE);
         assert!(is_in_this_object(anchor()) && !is_in_this_object(libc::getpid as *const () as usize));
-        assert!(entry_at(ELSEWHERE).is_none() && why_unknown(ELSEWHERE).contains("dynamic library"));
+        assert!(entry_at(ELSEWHERE).is_none() && unknown(ELSEWHERE).help() == Some("dylib"));
         assert_eq!((copies(), copies_as_cause()), (vec![env!("CARGO_PKG_VERSION")], String::new()));
     }
 

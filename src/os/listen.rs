@@ -1,6 +1,7 @@
 //! Listening [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html) sockets with a path.
 
 use super::owner;
+use crate::error::{Explained, Topic};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -44,7 +45,7 @@ pub(crate) fn file_at(path: &Path, permitted: Option<u32>) -> io::Result<OwnedFd
     let stat = rustix::fs::fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
         let why = "it is a symbolic link, which is not followed: anybody may have put it there";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        return Err(Explained::error(io::ErrorKind::PermissionDenied, Topic::NameTaken, why));
     }
     owner::check(&stat, permitted)?;
     Ok(file)

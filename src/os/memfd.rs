@@ -3,6 +3,7 @@
 use super::call::named;
 use super::refuse;
 use super::sync::lock;
+use crate::error::{Explained, Topic};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use std::io;
@@ -59,7 +60,7 @@ pub(super) fn shortage(error: Errno, len: u64) -> io::Error {
         "there is no room for {len} more bytes of shared memory (ENOSPC): memory is short, or the file system that it lies \
          in is full (/dev/shm, for memory with a name)"
     );
-    io::Error::new(io::ErrorKind::OutOfMemory, why)
+    Explained::error(io::ErrorKind::OutOfMemory, Topic::NoSharedMemory, why)
 }
 
 /// Refuses a size beyond RLIMIT_FSIZE, for which the kernel would end this process by SIGXFSZ.
@@ -70,7 +71,7 @@ pub(crate) fn check_file_size(end: u64) -> io::Result<()> {
                 "shared memory counts as a file, and this process is limited to files of {limit} bytes, where {end} are \
                  needed: raise RLIMIT_FSIZE (`ulimit -f`, LimitFSIZE= of systemd)"
             );
-            Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
+            Err(Explained::error(io::ErrorKind::FileTooLarge, Topic::FileSize, why))
         }
         _ => Ok(()),
     }

@@ -1,5 +1,6 @@
 //! The owner of a file: in directories that all users may write to, another user may have put a file there first.
 
+use crate::error::{Explained, Topic};
 use rustix::fs::{FileType, Stat};
 use std::io;
 
@@ -10,7 +11,7 @@ pub(crate) fn check(stat: &Stat, permitted: Option<u32>) -> io::Result<()> {
         true => Ok(()),
         false => {
             let why = format!("it belongs to the user with uid {theirs}, and this process is of uid {own}");
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+            Err(Explained::error(io::ErrorKind::PermissionDenied, Topic::NameTaken, why))
         }
     }
 }
@@ -31,5 +32,5 @@ pub(crate) fn taken(kind: io::ErrorKind, stat: &Stat) -> io::Error {
             format!("it is in use: there is {what} of that name, which belongs to another user, with uid {theirs}")
         }
     };
-    io::Error::new(kind, why)
+    Explained::error(kind, Topic::NameTaken, why)
 }

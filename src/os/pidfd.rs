@@ -2,6 +2,7 @@
 
 use super::call::named;
 use super::poll::poll;
+use crate::error::{Explained, Topic};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
@@ -21,7 +22,7 @@ pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
         Err(error @ Errno::NOSYS) => {
             let why =
                 "the kernel, or what this program runs under (valgrind up to 3.20, a sandbox), has no `pidfd_open`";
-            Err(io::Error::new(io::ErrorKind::Unsupported, format!("{why}: {error}")))
+            Err(Explained::error(io::ErrorKind::Unsupported, Topic::NoPidfd, format!("{why}: {error}")))
         }
         done => done.map_err(named("pidfd_open")),
     }

@@ -6,6 +6,7 @@
 
 use super::fork;
 use super::sync::lock;
+use crate::error::{Explained, Topic};
 use std::any::Any;
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -66,7 +67,7 @@ impl<F: AsRawFd> Drop for Watched<F> {
 /// # Errors
 /// Outside a runtime, and in one that was built without a timer.
 pub(super) fn timer(at: Instant) -> io::Result<Sleep> {
-    let missing = || io::Error::other("a timeout needs a tokio runtime with its timer (`enable_all` or `enable_time`)");
+    let missing = || no_runtime("a timeout needs a tokio runtime with its timer (`enable_all` or `enable_time`)");
     driven(Driver::Time, || Ok(tokio::time::sleep_until(at.into())), missing)
 }
 
@@ -107,8 +108,13 @@ pub(crate) fn block_in_place<T>(work: impl FnOnce() -> T) -> T {
 }
 
 pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let missing = || io::Error::other("this needs a tokio runtime with its I/O driver (`enable_all` or `enable_io`)");
+    let missing = || no_runtime("this needs a tokio runtime with its I/O driver (`enable_all` or `enable_io`)");
     driven(Driver::Io, register, missing)
+}
+
+/// The error of what needs a tokio runtime around it.
+pub(crate) fn no_runtime(why: impl Into<String>) -> io::Error {
+    Explained::error(io::ErrorKind::Other, Topic::NoRuntime, why)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,6 +5,7 @@
 
 use super::poll::poll;
 use super::refuse;
+use crate::error::{Explained, Topic};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -93,10 +94,11 @@ fn is_worth_another(since: &mut Option<Instant>) -> bool {
 
 fn too_many_on_their_way(more: usize) -> io::Error {
     let limit = descriptor_limit();
-    io::Error::other(format!(
+    let why = format!(
         "too many descriptors of this user are on their way between processes to send {more} more: as many as one process \
          may have open (RLIMIT_NOFILE, here {limit}); raise that limit, or start fewer processes at a time"
-    ))
+    );
+    Explained::error(io::ErrorKind::Other, Topic::DescriptorsOnTheirWay, why)
 }
 
 /// Returns how many descriptors this process may have, in words.

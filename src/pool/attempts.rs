@@ -8,7 +8,7 @@ use super::flight::{OpenCall, Plan, Stage, Target};
 use super::input::{Input, Most, One, Stop};
 use super::options::{Options, Progress};
 use super::retry::Predicate;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::timer;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -69,7 +69,7 @@ pub(super) fn poll_one<R: DeserializeOwned + 'static>(stage: &mut Stage, cx: &mu
     *stage = Stage::Over;
     Poll::Ready(match done {
         Some(mut batch) => batch.next().unwrap_or_else(|| Err(Error::other("a result is missing"))),
-        None => Err(Error::other("the result of this call has already been taken")),
+        None => Err(Error::other("the result of this call has already been taken").explained_by(Topic::ResultTaken)),
     })
 }
 

@@ -6,7 +6,7 @@ use super::options::Options;
 use super::protocol::{Header, HeaderBytes, Origin};
 use super::side_channel::{Recipient, SideResults};
 use crate::channel::lane::Pace;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Topic};
 use crate::os::random;
 use crate::os::sync::lock;
 use crate::process::entry;
@@ -428,33 +428,33 @@ impl CallItems {
 
     pub(super) fn timed_out(&self, who: &str) -> Error {
         let (label, limit) = (self.label, self.options.timeout.unwrap_or_default());
-        Error::new(ErrorKind::Timeout, format!("{label} ran longer than {limit:?}; {who} was killed and is replaced"))
+        let text = format!("{label} ran longer than {limit:?}; {who} was killed and is replaced");
+        Error::new(ErrorKind::Timeout, text).explained_by(Topic::Timeout)
     }
 
     pub(super) fn was_late(&self, who: &str) -> Error {
         let (label, limit) = (self.label, self.options.timeout.unwrap_or_default());
         let text =
             format!("{label} ran longer than {limit:?} and its grace; it ended in {who} before that could be killed");
-        Error::new(ErrorKind::Timeout, text)
+        Error::new(ErrorKind::Timeout, text).explained_by(Topic::Timeout)
     }
 
     pub(super) fn was_not_begun(&self, who: &str) -> Error {
         let (label, limit) = (self.label, self.options.timeout.unwrap_or_default());
         let why = "it does not run, or is stopped; it was killed and is replaced";
-        Error::new(
-            ErrorKind::Timeout,
-            format!("{label} was not begun within {limit:?} by {who}, which had it alone: {why}"),
-        )
+        let text = format!("{label} was not begun within {limit:?} by {who}, which had it alone: {why}");
+        Error::new(ErrorKind::Timeout, text).explained_by(Topic::Timeout)
     }
 
     pub(super) fn queued_out(&self) -> Error {
         let (label, limit) = (self.label, self.options.queue_timeout.unwrap_or_default());
-        Error::new(ErrorKind::Timeout, format!("{label} did not start within {limit:?}: no worker was free"))
+        let text = format!("{label} did not start within {limit:?}: no worker was free");
+        Error::new(ErrorKind::Timeout, text).explained_by(Topic::NoWorkerWasFree)
     }
 
     pub(super) fn was_let_go(&self) -> Error {
         let why = format!("{} cannot run: the worker that was checked out has ended, or was given back", self.label);
-        Error::new(ErrorKind::ProcessDied, why)
+        Error::new(ErrorKind::ProcessDied, why).explained_by(Topic::CheckoutGone)
     }
 
     pub(super) fn was_cancelled(&self) -> Error {

@@ -407,7 +407,7 @@ impl PoolBuilder {
     /// }
     /// let pool = Pool::builder().workers(1).keep_stderr(5).build()?;
     /// let error = pool.apply(fails, ()).await.unwrap_err();
-    /// assert!(error.to_string().ends_with("it last wrote:\nthe disk is on fire"));
+    /// assert!(error.to_string().ends_with("it last wrote:\nthe disk is on fire\n[died]"));
     /// # Ok(()) }) }
     /// ```
     ///

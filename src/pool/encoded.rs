@@ -9,7 +9,7 @@ use super::options::Options;
 use super::protocol::Origin;
 use super::taker::{EncodedResults, Limits};
 use crate::channel::{lane, spsc};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::process::entry;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -153,7 +153,7 @@ impl EncodedRun {
         let encoded = outcome.and_then(|(tag, sealed)| match sealed.has_attachments() {
             true => {
                 let text = format!("a result of {label} is or holds a handle, which cannot cross to another host");
-                Err(Error::new(ErrorKind::Encode, text))
+                Err(Error::new(ErrorKind::Encode, text).explained_by(Topic::CannotCrossHosts))
             }
             false => EncodedResults::one(index, tag, sealed.bytes()),
         });

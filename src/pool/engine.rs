@@ -20,7 +20,7 @@ use super::stats::{Deaths, PoolStats};
 use super::taker::{Handed, Orders, Source, Start, Taker};
 use crate::channel::lane::{Board, PoolEnd};
 use crate::channel::{Receiver, Sender};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Topic};
 use crate::os::fork;
 use crate::os::sync::lock;
 use crate::wait::WaitQueue;
@@ -133,7 +133,8 @@ impl Shared {
         }
         // It runs code of a subscriber, whose panic must not keep the rest from being done.
         for (worker, timeout) in effects.late {
-            tracing::warn!(%worker, ?timeout, "a worker that was to end did not; it was killed");
+            let help = Topic::WorkerLate.name();
+            tracing::warn!(%worker, ?timeout, help, "a worker that was to end did not; it was killed");
         }
         unsent
     }

@@ -9,7 +9,7 @@ use super::input::{Input, One};
 use super::options::{Options, Progress};
 use super::retry::{Predicate, RetryIf};
 use super::scheduler::stranded;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::process::Function;
 use crate::process::function::Arguments;
 use futures_util::Stream;
@@ -274,7 +274,7 @@ fn rejected(flight: &Flight) -> Error {
     shared.rejected();
     let most = shared.config.max_waiting.unwrap_or_default();
     let text = format!("{most} items wait for a worker of the pool, as many as may wait: await `apply`, or try later");
-    Error::new(ErrorKind::Full, text)
+    Error::new(ErrorKind::Full, text).explained_by(Topic::NoRoom)
 }
 
 fn planned_one(pool: Arc<PoolLifetime>, target: Target, input: Result<Box<dyn Input>>) -> Stage {

@@ -2,7 +2,7 @@
 
 use super::chunk::Chunk;
 use crate::channel::spsc;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::process::entry;
 use crate::wire::{self, Attachment, EncodedMessage};
 use futures_util::Stream;
@@ -134,7 +134,8 @@ fn guarded(chunk: &mut Chunk, fill: impl FnOnce(&mut Chunk) -> Stop) -> Stop {
             (0..chunk.count).try_fold(0, |at, _| spsc::first(chunk.body.get(at..)?).map(|(_, _, len)| at + len));
         chunk.body.truncate(whole.unwrap_or_default());
         let text = entry::text_of(&*payload);
-        Stop::Panicked(Error::new(ErrorKind::Panicked, format!("the source of items panicked: {text}")))
+        let text = format!("the source of items panicked: {}", Topic::cut(&text).0);
+        Stop::Panicked(Error::new(ErrorKind::Panicked, text).explained_by(Topic::SourcePanicked))
     })
 }
 

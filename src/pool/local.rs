@@ -61,7 +61,7 @@ fn work(orders: &Orders, notices: &Receiver<()>, at_work: &AtWork) {
             let Ok(mut run) = (batch as Box<dyn Any>).downcast::<Run>() else { return };
             if let Err(error) = entered {
                 while run.next().is_some() {
-                    report_error(&mut *run, Error::new(error.kind(), error.to_string()));
+                    report_error(&mut *run, Error::copy(&error));
                 }
             }
         }

@@ -14,7 +14,7 @@ use super::options::ChunkLimits;
 use super::service::PoolService;
 use super::stats::{Deaths, PoolStats};
 use super::taker::External;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Topic};
 use crate::os::{fork, memory, reactor, timer};
 use crate::process::function::{Arguments, captures_nothing};
 use crate::process::{Function, Task, entry};
@@ -100,7 +100,10 @@ impl PoolBuilder {
     /// - `NotInitialized` as for [`Process::spawn`](crate::Process::spawn).
     pub fn build(self) -> Result<Pool> {
         let (config, start) = self.config()?;
-        let outside = |error| Error::other(format!("a pool must be made inside a tokio runtime: {error}"));
+        let outside = |error| {
+            let text = format!("a pool must be made inside a tokio runtime: {error}");
+            Error::other(text).explained_by(Topic::NoRuntime)
+        };
         let runtime = runtime::Handle::try_current().map_err(outside)?;
         let failed = |error| Error::io("a pool cannot run here", error);
         reactor::has_io().and_then(|()| reactor::has_timer()).map_err(failed)?;
@@ -720,7 +723,8 @@ impl Pool {
     pub async fn join(&self) -> Result<()> {
         check_forked()?;
         if !self.handle.shared().is_closed() {
-            return Err(Error::other("close or terminate a pool before joining it"));
+            let why = "close or terminate a pool before joining it";
+            return Err(Error::other(why).explained_by(Topic::CloseFirst));
         }
         let mut running = self.handle.shared().running.subscribe();
         // We hold the sender.

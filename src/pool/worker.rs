@@ -5,7 +5,7 @@ use super::side_channel::{Inbox, Unreceived};
 use super::{events, task, trace, worker_state};
 use crate::channel::lane::{self, LaneOrder, Pace, WorkerEnd};
 use crate::channel::{Sender, spsc};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::{attributes, memory};
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, encode_error, report_error};
 use crate::process::note_memory_limit;
@@ -58,8 +58,7 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         context = (batch as Box<dyn Any>).downcast().map_err(|_| Error::other("a batch did not come back"))?;
         if let Err(error) = entered {
             while context.next().is_some() {
-                let again = Error::new(error.kind(), error.to_string());
-                report_error(&mut *context, again);
+                report_error(&mut *context, Error::copy(&error));
             }
         }
         context.finish();
@@ -198,7 +197,7 @@ impl Context {
     /// An order that cannot be read is one whose items cannot.
     fn refuse(&mut self, order: LaneOrder, error: &Error) {
         while self.lane.start(&order).is_some() {
-            report_error(self, Error::new(error.kind(), error.to_string()));
+            report_error(self, Error::copy(error));
         }
         self.lane.finish(order);
     }
@@ -252,8 +251,8 @@ impl Context {
             Ok(()) => self.report_to_lane(tag | IN_PIPE, &[]),
             Err(error) if error.kind() == ErrorKind::Closed => false,
             Err(error) => {
-                let error = Error::new(error.kind(), format!("a result cannot be sent: {error}"));
-                report_error(self, error)
+                let text = format!("a result cannot be sent: {}", error.text());
+                report_error(self, Error::new(error.kind(), text).explained_by(error.topic()))
             }
         }
     }
@@ -331,7 +330,8 @@ impl Batch for Context {
         if let Some(attachment) = attachments.first().filter(|_| self.header.is_some_and(|header| header.is_remote)) {
             let (label, kind) = (task::label().unwrap_or("a function"), attachment.kind());
             let text = format!("a result of {label} is or holds {kind}, which cannot cross to another host");
-            let (tag, payload) = encode_error(&Error::new(ErrorKind::Encode, text));
+            let error = Error::new(ErrorKind::Encode, text).explained_by(Topic::CannotCrossHosts);
+            let (tag, payload) = encode_error(&error);
             return self.put(tag, Payload::Borrowed(&payload), &[]);
         }
         self.put(tag, payload, attachments)

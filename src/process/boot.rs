@@ -10,7 +10,7 @@ use super::origin::{self, Origin};
 use super::protocol::{self, Answer, Ready, Role};
 use super::server_start::NoStarts;
 use super::{child, children, client, name_cleaner, panics, role, server};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::spawn::{self, SingleThreaded};
 use crate::os::sync::lock;
 use crate::os::{attributes, exec, image, rights, signal};
@@ -152,11 +152,13 @@ pub fn run<F: Future>(future: F) -> F::Output {
     if tokio::runtime::Handle::try_current().is_ok() {
         panic!(
             "multiprocess::run was called inside a tokio runtime, but it starts one: call it first in a `main` that is \
-             not async, or call `multiprocess::init()` there and await the future yourself"
+             not async, or call `multiprocess::init()` there and await the future yourself {}",
+            Topic::RunInsideARuntime
         );
     }
     let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = built.unwrap_or_else(|error| panic!("multiprocess::run cannot build a tokio runtime: {error}"));
+    let runtime =
+        built.unwrap_or_else(|error| panic!("{}", Error::io("multiprocess::run cannot build a tokio runtime", error)));
     // Also if the future panics.
     let runtime = EndsWithoutStarts(Some(runtime));
     runtime.0.as_ref().expect("it is there until the drop").block_on(async {
@@ -287,7 +289,7 @@ fn other_image() -> Error {
                   was the executable replaced while it ran?"
             .into(),
     };
-    Error::new(ErrorKind::Spawn, why)
+    Error::new(ErrorKind::Spawn, why).explained_by(image::copies_or(Topic::NotTheSameBuild))
 }
 
 fn refuse(socket: BorrowedFd<'_>, error: Error) -> ! {

@@ -12,7 +12,7 @@ use super::stdio::{Stdio, Streams};
 use super::task::Work;
 use super::trace::{Caller, Traces};
 use super::variables::Variables;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::attributes::{self, Attributes};
 use crate::os::{directory, spawn};
 use crate::wire::{self, Attachment};
@@ -439,7 +439,8 @@ impl ProcessBuilder {
             (start.traces, traces) = (None, None);
             started = client::start(&start);
             if started.is_ok() {
-                tracing::warn!(process = %name, "there is no descriptor left: what it records by tracing is not forwarded");
+                let help = Topic::TooManyDescriptors.name();
+                tracing::warn!(process = %name, help, "there is no descriptor left: what it records by tracing is not forwarded");
             }
         }
         let (child, socket) = started?;

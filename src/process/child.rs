@@ -11,7 +11,7 @@ use super::panics;
 use super::protocol::{self, Report};
 use super::trace;
 use super::variables::Variables;
-use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use crate::error::{Error, ErrorKind, Explained, PanicInfo, Result};
 use crate::os::attributes::Attributes;
 use crate::os::socket::{self, Sender, Wait};
 use crate::os::spawn::{self, SingleThreaded};
@@ -59,7 +59,7 @@ pub(super) fn after_fork(
         Ok(None) => spawn::exit_now(0), // The starter is gone.
         Err(error) => give_up(socket.as_fd(), error),
     });
-    let moved = moved.map_err(|error| io::Error::new(error.kind(), format!("its working directory: {error}")));
+    let moved = moved.map_err(|error| Explained::after("its working directory", &error));
     let moved = if is_ordered { moved } else { moved.map_err(|error| give_up(socket.as_fd(), error)) };
     if !is_ordered && !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
         spawn::set_name(c"mp-spare");
@@ -235,7 +235,7 @@ fn live_here(
         Ok(Some(tie)) => tie,
         Ok(None) => spawn::exit_now(1), // The starter is gone.
         Err(error) => {
-            let why = format!("process {} cannot start: {error}", order.name);
+            let why = format!("process {} cannot start: {}", order.name, error.text());
             finish(&report, &Outcome::error(Error::new(ErrorKind::Spawn, why).with_source(error)), exit)
         }
     };

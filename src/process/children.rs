@@ -4,7 +4,7 @@
 use super::info::{ProcessInfo, current_process, until_exit};
 use super::protocol::{self, Request};
 use super::{shutdown, trace};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Topic};
 use crate::os::sync::lock;
 use crate::os::{fork, pidfd, refuse, socket, spawn, timer};
 use crate::shm::family::Family;
@@ -181,8 +181,10 @@ fn warn_of_children() {
     let (me, names) = (current_process(), names.join(", "));
     let text = format!(
         "multiprocess: {} (pid {}) is done and waits for its children to end: {names}. Ctrl-C ends them; what is started \
-         with `daemon(true)` is not waited for\n",
-        me.name, me.pid
+         with `daemon(true)` is not waited for {}\n",
+        me.name,
+        me.pid,
+        Topic::WaitsForChildren
     );
     // There may be no stderr.
     let _ = std::io::stderr().write_all(text.as_bytes());

@@ -40,7 +40,7 @@ use super::role::is_gone;
 use super::server_link::{Connection, Ordered, Start, Started, connection_pair};
 use super::server_start::{self, Starting, start_server};
 use super::{children, info, origin};
-use crate::error::{Error, Result};
+use crate::error::{Error, Explained, Result, Topic};
 use crate::os::sync::{lock, try_lock};
 use crate::os::{background, credentials::Credentials, exec, fork, pidfd, reactor};
 use crate::os::{rights, signal, socket, socket::Wait, timer};
@@ -77,7 +77,10 @@ pub(crate) fn must_preload() -> bool {
 pub(super) fn preload(call: Call) -> Result<()> {
     let failed = |error| protocol::spawn_error("nothing can be preloaded", error);
     fork::check_pid().map_err(failed)?;
-    let is_late = || Err(Error::other("preload must be called before the first spawn: the fork server already runs"));
+    let is_late = || {
+        let why = "preload must be called before the first spawn: the fork server already runs";
+        Err(Error::other(why).explained_by(Topic::PreloadTooLate))
+    };
     if SERVES.load(Relaxed) {
         return is_late();
     }
@@ -125,7 +128,10 @@ pub async fn preloaded() -> Result<()> {
     let connect = move || match server_start::ends() == ends_before {
         true => Client::get().connected(false).map(drop),
         // This thread has begun late.
-        false => Err(failed(io::Error::other("the runtime of `multiprocess::run` has ended"))),
+        false => {
+            let why = "the runtime of `multiprocess::run` has ended";
+            Err(failed(Explained::error(io::ErrorKind::Other, Topic::RuntimeEnded, why)))
+        }
     };
     let connected = background::blocking(connect).map_err(failed)?.await;
     connected.map_err(|error| failed(io::Error::other(error)))?
@@ -167,7 +173,8 @@ pub(super) fn start(start: &Start<'_>) -> Result<Started> {
         }
     }
     let why = last.unwrap_or_else(|| io::Error::other("it did not stay"));
-    Err(protocol::spawn_error("the fork server ends again and again before it can start a child", why))
+    let error = protocol::spawn_error("the fork server ends again and again before it can start a child", why);
+    Err(error.explained_by(Topic::ForkServerKilled))
 }
 
 impl Client {
@@ -356,7 +363,8 @@ async fn restarted() -> Option<Arc<OwnedFd>> {
         match background::blocking(restart) {
             Ok(done) => return done.await.ok().flatten(),
             Err(error) if pause == FIRST_PAUSE => {
-                tracing::warn!(%error, "no thread can be had that restarts the fork server; trying again");
+                let help = Topic::ProcessLimit.name();
+                tracing::warn!(%error, help, "no thread can be had that restarts the fork server; trying again");
             }
             Err(_) => {}
         }
@@ -373,7 +381,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 fn restart() -> Option<Arc<OwnedFd>> {
     let mut client = Client::get();
     if client.connection.as_ref().is_some_and(|connection| socket::is_hung_up(connection.socket.as_fd())) {
-        tracing::warn!("the fork server was killed; starting another one");
+        tracing::warn!(help = Topic::ForkServerKilled.name(), "the fork server was killed; starting another one");
         client.lose();
         if let Err(error) = client.connected(false) {
             tracing::warn!(%error, "cannot restart the fork server; the next spawn tries again");

@@ -10,7 +10,7 @@ use super::outcome::VALUE;
 pub(crate) use super::outcome::{IS_ERROR, IS_PANIC, IS_VALUE, LAST_TAG, Outcome, encode_error};
 use super::panics::{self, catch_next_panic};
 pub(crate) use super::panics::{catch_panic, survive, text_of};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::image::{self, Enter};
 use crate::os::{fork, spawn};
 use crate::wire::{self, Attachment, Parcel, Payload};
@@ -41,7 +41,7 @@ impl Call {
     /// Decodes the arguments, runs the function and encodes its result, error or panic.
     pub(crate) fn run(self, arguments: Parcel, executor: &mut Executor) -> Outcome {
         let Some(enter) = image::entry_at(self.offset) else {
-            return Outcome::error(Error::new(ErrorKind::Decode, image::why_unknown(self.offset)));
+            return Outcome::error(image::unknown(self.offset));
         };
         let executor_here = std::mem::take(executor);
         let fingerprint = self.fingerprint;
@@ -59,7 +59,7 @@ impl Call {
     /// entered, and the items are still in the batch.
     pub(crate) fn run_batch(self, batch: Box<dyn Batch>, executor: &mut Executor) -> (Box<dyn Batch>, Result<()>) {
         let Some(enter) = image::entry_at(self.offset) else {
-            return (batch, Err(Error::new(ErrorKind::Decode, image::why_unknown(self.offset))));
+            return (batch, Err(image::unknown(self.offset)));
         };
         let (fingerprint, executor_here) = (self.fingerprint, std::mem::take(executor));
         let mut frame = Frame { fingerprint, work: Work::Many(batch), executor: executor_here, outcome: None };
@@ -211,7 +211,8 @@ where
         if frame.fingerprint != fingerprint::<F, A, F::Output>() {
             let what = std::any::type_name::<F>();
             let why = format!("the arguments were encoded for another function than {what}: not the same build");
-            frame.outcome = Some(Outcome::error(Error::new(ErrorKind::Decode, why)));
+            let error = Error::new(ErrorKind::Decode, why).explained_by(Topic::NotTheSameBuild);
+            frame.outcome = Some(Outcome::error(error));
             return;
         }
         let Frame { work, executor, .. } = frame;

@@ -81,7 +81,7 @@ use std::fmt;
 /// }
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot run in another process with the arguments `{Args}`",
+    message = "`{Self}` cannot run in another process with the arguments `{Args}` [captures]",
     label = "not a function that can run in another process with `{Args}`",
     note = "it must be a `fn`, an `async fn` or a closure that captures nothing: pass what a closure would capture in the tuple of arguments",
     note = "it takes at most 12 arguments, passed as one tuple: `(a, b)`, `(a,)` or `()`"
@@ -176,7 +176,7 @@ callable!(A B C D E G H I J K L M);
 /// A value that a function returned, or a future of one, that can be sent back. `Kind` is inferred.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
-    message = "the result `{Self}` cannot be sent back from another process",
+    message = "the result `{Self}` cannot be sent back from another process [not-serde]",
     label = "returns `{Self}`",
     note = "a result must be `Serialize + DeserializeOwned + Send + 'static`, the error of a `Result` too: for one that is not, such as `anyhow::Error`, return `multiprocess::Result<T>` and use `.map_err(multiprocess::Error::other)`",
     note = "an open file or socket is returned as `multiprocess::Fd`; a function that never returns (`!`) needs another return type, such as `()`"
@@ -225,7 +225,7 @@ where
 /// Arguments that can be sent: the tuple of them, or an item of `map`.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
-    message = "the arguments `{Self}` cannot be sent to another process",
+    message = "the arguments `{Self}` cannot be sent to another process [not-serde]",
     label = "these cannot be sent",
     note = "arguments are owned and must be `Serialize + DeserializeOwned + Send + 'static`: take `String` for `&str`, `Vec<T>` for `&[T]`, and derive serde's traits for your own types",
     note = "a `File`, a socket or another descriptor travels as `multiprocess::Fd`; instead of a channel of std or tokio use `multiprocess::Queue`, instead of a mutex or its guard `multiprocess::Lock` or `multiprocess::Value`",
@@ -239,7 +239,7 @@ impl<A: Serialize + DeserializeOwned + Send + 'static> Arguments for A {}
 /// A function that is `Copy`: a closure whose captures are not is refused here.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` captures values, so it cannot run in another process",
+    message = "`{Self}` captures values, so it cannot run in another process [captures]",
     label = "captures values",
     note = "pass what it captures in the tuple of arguments"
 )]
@@ -276,6 +276,6 @@ pub(crate) const fn captures_nothing<F>() {
     assert!(
         size_of::<F>() == 0,
         "a closure that captures, or a function pointer, cannot run in another process: pass the values that it needs in \
-         the tuple of arguments"
+         the tuple of arguments [captures]"
     );
 }

@@ -1,7 +1,7 @@
 //! Names, pids and kinds of processes: this one and its parent.
 #![forbid(unsafe_code)]
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Explained, Result, Topic};
 use crate::os::{fork, pidfd, reactor};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
@@ -129,8 +129,7 @@ impl ParentProcess {
             Watch::Open(pidfd) => until_exit(pidfd.as_fd().try_clone_to_owned()?).await,
             Watch::Ended => Ok(()),
             Watch::Refused(error) => {
-                let error = std::io::Error::new(error.kind(), error.to_string());
-                Err(Error::io(format!("cannot watch the parent process {}", self.pid()), error))
+                Err(Error::io(format!("cannot watch the parent process {}", self.pid()), Explained::again(error)))
             }
         }
     }
@@ -214,5 +213,6 @@ pub fn cpu_count() -> usize {
 
 /// The error of a call that needs a tokio runtime.
 pub(super) fn needs_runtime(what: &str) -> Error {
-    Error::other(format!("{what} needs a tokio runtime with I/O enabled around it (multiprocess::run makes one)"))
+    let why = format!("{what} needs a tokio runtime with I/O enabled around it (multiprocess::run makes one)");
+    Error::other(why).explained_by(Topic::NoRuntime)
 }

@@ -3,7 +3,7 @@
 
 use super::entry::Call;
 use super::protocol::{self, Base};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::sync::lock;
 use crate::os::{credentials::Credentials, exec, image};
 use std::io;
@@ -49,7 +49,7 @@ pub(super) fn origin() -> Result<&'static Origin> {
         Some(Ok(origin)) => Ok(origin),
         Some(Err(error)) => {
             let why = format!("cannot open this program by /proc/self/exe, which children start from: {error}");
-            Err(Error::new(ErrorKind::Spawn, why))
+            Err(Error::new(ErrorKind::Spawn, why).explained_by(Topic::NoProc))
         }
         None => {
             let why = format!(
@@ -58,7 +58,7 @@ pub(super) fn origin() -> Result<&'static Origin> {
                  `multiprocess::test_support!();` at the top of the file{}",
                 image::copies_as_cause()
             );
-            Err(Error::new(ErrorKind::NotInitialized, why))
+            Err(Error::new(ErrorKind::NotInitialized, why).explained_by(image::copies_or(Topic::NotInitialized)))
         }
     }
 }
@@ -154,10 +154,10 @@ pub(super) fn set_base(base: Base) {
 /// Refuses a spawn inside a preload function: it would wait for the server, which waits for the function.
 pub(super) fn refuse_in_preload() -> Result<()> {
     match IS_PRELOADING.load(Relaxed) {
-        true => Err(Error::new(
-            ErrorKind::Spawn,
-            "a preload function runs in the fork server, before it can start anything: spawn from the program itself",
-        )),
+        true => {
+            let why = "a preload function runs in the fork server, before it can start anything: spawn from the program itself";
+            Err(Error::new(ErrorKind::Spawn, why).explained_by(Topic::SpawnInPreload))
+        }
         false => Ok(()),
     }
 }

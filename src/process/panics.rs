@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::info::current_process;
-use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use crate::error::{Error, ErrorKind, PanicInfo, Result, Topic};
 use crate::os::sync::unpoisoned;
 use crate::os::{memory, spawn};
 use std::any::Any;
@@ -129,8 +129,11 @@ pub(super) fn catch_next_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T>
         let who = current_process();
         let place = noted.location().map(|place| format!(" at {place}")).unwrap_or_default();
         let (name, pid) = (who.name(), who.pid());
-        let message = format!("{name} (pid {pid}) panicked{place}: {}", noted.message());
-        let error = Error::new(ErrorKind::Panicked, message).with_panic(noted);
+        // A panic of this crate has a topic of its own.
+        let (why, topic) = Topic::cut(noted.message());
+        let message = format!("{name} (pid {pid}) panicked{place}: {why}");
+        let error = Error::new(ErrorKind::Panicked, message).explained_by(topic.unwrap_or(Topic::Panicked));
+        let error = error.with_panic(noted);
         memory::return_spare();
         Err(error)
     })

@@ -6,7 +6,7 @@ use super::executor::{Executor, outside_runtime};
 use super::outcome::Outcome;
 use super::panics;
 use super::protocol::{self, Answer, Preparation, Ready};
-use crate::error::{Error, ErrorKind, PanicInfo, Result};
+use crate::error::{Error, ErrorKind, PanicInfo, Result, Topic};
 use crate::os::spawn;
 use crate::os::sync::lock;
 use crate::wire::{self, Parcel};
@@ -28,7 +28,8 @@ fn report_panic(panic: &PanicInfo) {
 }
 
 fn preload_failed(error: Error) -> Error {
-    Error::new(ErrorKind::Spawn, format!("a preload function failed: {error}")).with_source(error)
+    let why = format!("a preload function failed: {}", error.text());
+    Error::new(ErrorKind::Spawn, why).explained_by(Topic::PreloadFailed).with_source(error)
 }
 
 /// Receives the next preload function after those that came with the role; `None` when the starter asks to serve.

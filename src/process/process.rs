@@ -9,7 +9,7 @@ use super::role;
 use super::stdio::Streams;
 use super::trace::{Read, TraceInbox};
 use super::watch::Watch;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::sync::{lock, unpoisoned};
 use crate::os::{fork, pidfd, spawn};
 use rustix::process::Signal;
@@ -166,7 +166,10 @@ impl<R: DeserializeOwned + 'static> Process<R> {
                 Outcome::read(parcel)
             }
             Inbox::Failed(error) => Err(Error::io(format!("cannot receive the result of {}", self.label()), error)),
-            Inbox::Taken => Err(Error::other(format!("the result of {} was already taken", self.label()))),
+            Inbox::Taken => {
+                let why = format!("the result of {} was already taken", self.label());
+                Err(Error::other(why).explained_by(Topic::ResultTaken))
+            }
             Inbox::Empty => {
                 let status = ready!(self.poll_status(context))?;
                 children::unlist_child(&self.child);
@@ -397,21 +400,24 @@ impl<R> Process<R> {
     }
 
     fn died(&self, status: Option<ExitStatus>) -> Error {
-        let how = match status {
+        let (how, topic) = match status {
             // An exit code of the function has no meaning for this crate.
-            Some(status) if self.child.is_born() || self.reports().is_born => status.to_string(),
+            Some(status) if self.child.is_born() || self.reports().is_born => (status.to_string(), None),
             Some(status) => role::how_it_ended(status),
-            None => "its exit status is not known, because the fork server was killed before it could tell".into(),
+            None => {
+                ("its exit status is not known, because the fork server was killed before it could tell".into(), None)
+            }
         };
         match self.cause() {
             Some(cause) => {
                 let message = format!("{} ended before its function returned: {cause} ({how})", self.label());
-                let error = Error::new(cause.kind(), message).with_exit_status(status);
+                let error = Error::new(cause.kind(), message).explained_by(cause.topic()).with_exit_status(status);
                 cause.panic().cloned().into_iter().fold(error, Error::with_panic)
             }
             None => {
                 let message = format!("{} ended before its function returned: {how}", self.label());
-                Error::new(ErrorKind::ProcessDied, message).with_exit_status(status)
+                let error = Error::new(ErrorKind::ProcessDied, message).with_exit_status(status);
+                error.explained_by(topic.unwrap_or(Topic::Died))
             }
         }
     }

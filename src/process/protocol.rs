@@ -23,7 +23,7 @@
 
 use super::entry::Call;
 use super::info;
-use crate::error::{Error, PanicInfo, Result};
+use crate::error::{Error, ErrorKind, PanicInfo, Result, Topic};
 use crate::os::attributes::Attributes;
 use crate::os::{credentials::Credentials, named, signal, socket::Wait};
 use crate::wire::{self, Parcel, frame, frame::Begun};
@@ -276,8 +276,12 @@ const DESCRIPTORS_OF_A_CHILD: usize = 2;
 /// An error of kind `Spawn`, with hints for common causes.
 pub(super) fn spawn_error(what: impl std::fmt::Display, error: io::Error) -> Error {
     let is_proc_missing = error.kind() == io::ErrorKind::NotFound && !std::path::Path::new("/proc/self/fd").exists();
+    let mut topic = None;
     let hint = match error.raw_os_error() {
-        _ if is_proc_missing => "; there is no /proc in this root directory, and it is needed".into(),
+        _ if is_proc_missing => {
+            topic = Some(Topic::NoProc);
+            "; there is no /proc in this root directory, and it is needed".into()
+        }
         Some(libc::EMFILE) => {
             let limit = crate::os::socket::descriptor_limit();
             format!(
@@ -288,7 +292,7 @@ pub(super) fn spawn_error(what: impl std::fmt::Display, error: io::Error) -> Err
         }
         _ => String::new(),
     };
-    Error::new(crate::error::ErrorKind::Spawn, format!("{what}: {error}{hint}")).with_source(error)
+    Error::new(ErrorKind::Spawn, format!("{what}: {error}{hint}")).explained_by(topic).with_source(error)
 }
 
 pub(super) type Answer<T> = Result<T, Error>;

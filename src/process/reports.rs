@@ -3,7 +3,7 @@
 
 use super::children::Child;
 use super::protocol::Report;
-use crate::error::{ErrorKind, PanicInfo};
+use crate::error::{ErrorKind, PanicInfo, Topic};
 use crate::wire::{Parcel, frame::Begun};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,6 +50,13 @@ impl Cause {
         }
     }
 
+    pub(crate) fn topic(&self) -> Topic {
+        match self {
+            Self::Panicked(panic) => Topic::cut(panic.message()).1.unwrap_or(Topic::Panicked),
+            Self::OutOfMemory(_) => Topic::MemoryLimit,
+        }
+    }
+
     pub(crate) fn panic(&self) -> Option<&PanicInfo> {
         match self {
             Self::Panicked(panic) => Some(panic),
@@ -63,7 +70,7 @@ impl std::fmt::Display for Cause {
         match self {
             Self::Panicked(panic) => {
                 let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
-                write!(f, "it panicked{place}, where nothing can catch that: {}", panic.message())
+                write!(f, "it panicked{place}, where nothing can catch that: {}", Topic::cut(panic.message()).0)
             }
             Self::OutOfMemory(limit) => {
                 write!(f, "an allocation failed at its memory_limit (RLIMIT_AS) of {}", in_units(*limit))

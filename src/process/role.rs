@@ -37,7 +37,7 @@
 use super::origin;
 use super::protocol::{self, Addressed, Answer, Hello, Ready, Role};
 use super::variables::Variables;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Explained, Result, Topic};
 use crate::os::{exec, exec::Watch, image, pidfd, poll, proc, rights, signal, socket, spawn};
 use crate::wire::Parcel;
 use std::ffi::CString;
@@ -91,26 +91,37 @@ impl Refusal {
         }
     }
 
+    fn topic(self) -> Topic {
+        match self {
+            Self::Closed | Self::Replaced => Topic::MainClosesDescriptors,
+            Self::Forked => Topic::MainForks,
+            Self::Stranger | Self::GivenRights => Topic::GivenRights,
+            Self::StartedAgain => Topic::MainStartsItself,
+        }
+    }
+
     /// Reports the refusal to the starter, if it still waits for an answer.
     pub(super) fn report(self, starter: BorrowedFd<'_>) -> Self {
         let error =
             Error::new(ErrorKind::Spawn, format!("a process that was started cannot take its role: {}", self.why()));
-        let _ = protocol::send(starter, &Answer::<Ready>::Err(error), &[], &[]);
+        let answer = Answer::<Ready>::Err(error.explained_by(self.topic()));
+        let _ = protocol::send(starter, &answer, &[], &[]);
         self
     }
 
     /// Ends this process, saying why.
     pub(super) fn end(self) -> ! {
-        let (pid, why) = (std::process::id(), self.why());
-        spawn::print_line(&format!("process {pid} was started to work for another one, but {why}"));
+        let (pid, why, topic) = (std::process::id(), self.why(), self.topic());
+        spawn::print_line(&format!("process {pid} was started to work for another one, but {why} {topic}"));
         spawn::exit_now(self as i32)
     }
 }
 
-/// Returns how a process ended, and the reason if its exit code has one.
-pub(super) fn how_it_ended(status: ExitStatus) -> String {
+/// Returns how a process ended; if its exit code says why it took no role, with the reason and its topic.
+pub(super) fn how_it_ended(status: ExitStatus) -> (String, Option<Topic>) {
     let refusal = Refusal::ALL.into_iter().find(|refusal| status.code() == Some(*refusal as i32));
-    refusal.map_or_else(|| status.to_string(), |refusal| format!("{status}; {}", refusal.why()))
+    let how = refusal.map_or_else(|| status.to_string(), |refusal| format!("{status}; {}", refusal.why()));
+    (how, refusal.map(Refusal::topic))
 }
 
 /// The socket over which this process receives its role, if it was started to take one.
@@ -273,7 +284,8 @@ fn wait_for_answer(socket: &OwnedFd, process: &exec::Process, what: &str) -> Res
             // It may have answered last.
             if !socket::is_readable_within(socket.as_fd(), Duration::ZERO) {
                 let why = format!("{what} ended before it was ready, and its role went to another process: {FORKS}");
-                return Err(Error::new(ErrorKind::Spawn, why).with_exit_status(process.wait(None)));
+                let error = Error::new(ErrorKind::Spawn, why).explained_by(Topic::MainForks);
+                return Err(error.with_exit_status(process.wait(None)));
             }
         }
         let answer = match protocol::recv::<Answer<Ready>>(socket.as_fd()) {
@@ -297,7 +309,8 @@ fn wait_for_either(socket: &OwnedFd, process: &exec::Process, what: &str) -> io:
     let mut has_warned = false;
     while !poll::readable(&[socket.as_fd(), process.pidfd()], Some(SLOW_START))?.contains(&true) {
         if process.is_stopped() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it is stopped (SIGSTOP, or a debugger)"));
+            let why = "it is stopped (SIGSTOP, or a debugger)";
+            return Err(Explained::error(io::ErrorKind::TimedOut, Topic::Stopped, why));
         }
         if !std::mem::replace(&mut has_warned, true) {
             warn_of_slow_start(process.pid(), what);
@@ -313,22 +326,23 @@ fn warn_of_slow_start(pid: u32, what: &str) {
         "{what} (pid {pid}) has not reached `multiprocess::run` or `init`{cause} after {seconds} s: whatever `main` does before \
          is done in each process that the program starts; still waiting"
     );
-    tracing::warn!("{why}");
-    spawn::print_line(&why);
+    let topic = Topic::SlowMain;
+    tracing::warn!(help = topic.name(), "{why}");
+    spawn::print_line(&format!("{why} {topic}"));
 }
 
 /// Why it will not answer.
 fn ended(process: &exec::Process, what: &str) -> Error {
     let has_ended = pidfd::wait(process.pidfd(), false, Some(END_LIMIT));
     let status = if has_ended { process.wait(None) } else { None };
-    let how = match status {
+    let (how, topic) = match status {
         Some(status) => how_it_ended(status),
-        None if has_ended => "nobody knows how".into(),
-        None => "it closed the socket that its role comes over and went on".into(),
+        None if has_ended => ("nobody knows how".into(), None),
+        None => ("it closed the socket that its role comes over and went on".into(), None),
     };
     let cause = origin::loader_as_cause();
     let why = format!("{what} ended before it was ready ({how}): does the program reach `run` or `init`?{cause}");
-    Error::new(ErrorKind::Spawn, why).with_exit_status(status)
+    Error::new(ErrorKind::Spawn, why).explained_by(topic.unwrap_or(Topic::MainForks)).with_exit_status(status)
 }
 
 /// Returns `true` if a process was killed before it could take its role: by SIGKILL, or by a signal that a terminal sends to its whole

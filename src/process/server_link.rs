@@ -10,7 +10,7 @@ use super::protocol::{self, Answer, Base, Born, Reply, Report, Request};
 use super::role::is_gone;
 use super::spares::Spares;
 use super::variables::Variables;
-use crate::error::Result;
+use crate::error::{Explained, Result, Topic};
 use crate::os::{
     attributes::{Attributes, Kept},
     credentials::{self, Credentials},
@@ -341,7 +341,7 @@ impl Connection {
             } else {
                 continue;
             };
-            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            return Err(Explained::error(io::ErrorKind::TimedOut, Topic::Stopped, why));
         }
         self.receive()
     }

@@ -7,7 +7,7 @@ use super::protocol::{self, Base, Preparation, Role};
 use super::role::{self, is_gone};
 use super::server_link::{Connection, connection_pair};
 use super::variables::Variables;
-use crate::error::Result;
+use crate::error::{Explained, Result, Topic};
 use crate::os::sync::lock;
 use crate::os::{credentials::Credentials, directory, exec, fork, pidfd, signal, spawn};
 use crate::shm::family::Family;
@@ -101,7 +101,8 @@ impl WaitedFor {
         let mut waited_for = lock(&WAITED_FOR);
         if waited_for.are_over {
             process.end();
-            return Err(failed(io::Error::other("the runtime of `multiprocess::run` ends")));
+            let why = "the runtime of `multiprocess::run` ends";
+            return Err(failed(Explained::error(io::ErrorKind::Other, Topic::RuntimeEnded, why)));
         }
         waited_for.servers.push((process.pid(), pidfd));
         Ok(Self(process.pid()))
@@ -167,6 +168,7 @@ fn warn_of_exec() {
     const WHY: &str = "the fork server has threads, from before `init` (as with `#[tokio::main]`) or from a preload, so it \
                        cannot fork safely: every child is exec'd instead, at some ten times the cost; begin with \
                        `fn main() { multiprocess::run(async { .. }) }`, or call `init` first in main";
-    tracing::warn!("{WHY}");
-    SAID.call_once(|| spawn::print_line(WHY));
+    let topic = Topic::ForkServerHasThreads;
+    tracing::warn!(help = topic.name(), "{WHY}");
+    SAID.call_once(|| spawn::print_line(&format!("{WHY} {topic}")));
 }

@@ -19,7 +19,7 @@ use super::executor::Executor;
 use super::function::{Arguments, Function, captures_nothing};
 use super::info;
 use super::outcome::Outcome;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::background;
 use crate::wire::{EncodedMessage, Parcel};
 use serde::de::DeserializeOwned;
@@ -148,7 +148,10 @@ impl<R: DeserializeOwned + 'static> Task<R> {
         let _aborts = AbortOnDrop(running.abort_handle());
         match running.await {
             Ok(Some(outcome)) => Outcome::read(outcome?),
-            Ok(None) | Err(_) => Err(Error::new(ErrorKind::Cancelled, "the runtime ended before the task was run")),
+            Ok(None) | Err(_) => {
+                let why = "the runtime ended before the task was run";
+                Err(Error::new(ErrorKind::Cancelled, why).explained_by(Topic::RuntimeEnded))
+            }
         }
     }
 

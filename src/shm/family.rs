@@ -34,6 +34,7 @@
 //! # Cancel
 //! No await point.
 
+use crate::error::{Explained, Topic};
 use crate::os::{eventfd, fault, fork, memfd, mmap::Map, pidfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -208,7 +209,8 @@ impl Family {
                 }
             };
         }
-        Err(io::Error::other(format!("more than {SLOTS} processes of one program wait at the same time")))
+        let why = format!("more than {SLOTS} processes of one program wait at the same time");
+        Err(Explained::error(io::ErrorKind::Other, Topic::TooManyProcesses, why))
     }
 
     /// Repairs the words of this process's own slot, if something else wrote there.

@@ -32,7 +32,7 @@
 
 use super::restart::{History, Restart};
 use crate::channel::{WatchReceiver, WatchSender, watch};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::sync::lock;
 use crate::os::{fork, reactor, timer};
 use crate::process::function::{Arguments, Function, captures_nothing};
@@ -103,8 +103,10 @@ impl SupervisedBuilder {
     {
         const { captures_nothing::<F>() };
         let work = Task::of(f, args).into_work()?;
-        let outside =
-            |_| Error::other("a supervised process needs a tokio runtime around it (multiprocess::run makes one)");
+        let outside = |_| {
+            let why = "a supervised process needs a tokio runtime around it (multiprocess::run makes one)";
+            Error::other(why).explained_by(Topic::NoRuntime)
+        };
         let runtime = Handle::try_current().map_err(outside)?;
         let undriven = |error| Error::io("a process cannot be supervised", error);
         reactor::has_timer().and_then(|()| reactor::has_io()).map_err(undriven)?;
@@ -241,13 +243,14 @@ impl<R> Supervised<R> {
 
     async fn join(&mut self) -> Result<Option<R>> {
         let Some(task) = &mut self.task else {
-            return Err(Error::other(format!("the result of process {} was already taken", self.name)));
+            let why = format!("the result of process {} was already taken", self.name);
+            return Err(Error::other(why).explained_by(Topic::ResultTaken));
         };
         let joined = task.await;
         self.task = None;
         joined.unwrap_or_else(|_| {
             let why = format!("the runtime that kept process {} up has ended", self.name);
-            Err(Error::new(ErrorKind::Cancelled, why))
+            Err(Error::new(ErrorKind::Cancelled, why).explained_by(Topic::RuntimeEnded))
         })
     }
 
@@ -357,7 +360,8 @@ impl Supervision {
                 Err(error) => (error.to_string(), Some(error)),
             };
             let now = Instant::now();
-            let Some(wait) = history.next(&self.restart, now, now - started, cause.clone()) else {
+            let text = error.as_ref().map_or_else(|| cause.clone(), |error| error.text().to_string());
+            let Some(wait) = history.next(&self.restart, now, now - started, text) else {
                 return Err(self.gave_up(&history, error));
             };
             self.tell(SupervisedState::BackingOff { restarts: self.restarts(), wait, cause });
@@ -413,7 +417,7 @@ impl Supervision {
             history.len(),
             causes.concat()
         );
-        let error = Error::new(ErrorKind::RestartLimit, why);
+        let error = Error::new(ErrorKind::RestartLimit, why).explained_by(Topic::RestartLimit);
         match last {
             Some(last) => error.with_exit_status(last.exit_status()).with_source(last),
             None => error,

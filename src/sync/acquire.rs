@@ -3,7 +3,7 @@
 //! A primitive defines how it is acquired ([`Acquire`]). Here a refusal, a timeout and the death of the last holder become the
 //! result that its public methods return.
 
-use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::error::{Error, ErrorKind, LockError, Result, Topic};
 use crate::os::timer;
 use crate::wait::refuse_inside_async;
 use std::io;
@@ -122,7 +122,7 @@ fn failure<A: Acquire>(held: io::Result<Option<Held<A::Guard>>>, missed: ErrorKi
     match held {
         Ok(Some(held)) => {
             let died = ErrorKind::OwnerDied;
-            LockError::new(Error::new(died, A::message(died)), Some(held.guard))
+            LockError::new(Error::new(died, A::message(died)).explained_by(Topic::OwnerDied), Some(held.guard))
         }
         Ok(None) => LockError::new(Error::new(missed, A::message(missed)), None),
         Err(error) => LockError::new(Error::io(A::message(ErrorKind::Io), error), None),

@@ -34,7 +34,7 @@
 use super::acquire::{self, Held};
 use super::mutex::{self, ByMutex, Mutex, Taken, Words};
 use super::object::{self, Core, Owner, Report};
-use crate::error::{Damage, Error, LockError, Result};
+use crate::error::{Damage, Error, LockError, Result, Topic};
 use crate::os::fault;
 use crate::os::fork;
 use crate::os::mmap::Map;
@@ -192,13 +192,17 @@ impl ArrayCore {
             Some(who) if who == Owner::here() => {
                 assert!(
                     !self.is_open.load(Relaxed),
-                    "this task has the array's guard and has used it: write by the guard"
+                    "this task has the array's guard and has used it: write by the guard {}",
+                    Topic::ArrayGuard
                 );
                 write();
                 return None;
             }
             Some(_) if matches!(flavor, Ok(RuntimeFlavor::CurrentThread)) => {
-                panic!("another task of this thread has the array's guard: lock the array, or wait for that task")
+                panic!(
+                    "another task of this thread has the array's guard: lock the array, or wait for that task {}",
+                    Topic::ArrayGuard
+                )
             }
             _ => drop(local),
         }
@@ -327,7 +331,9 @@ impl<T: Pod> Array<T> {
 
     #[inline]
     fn single(&self) -> &Map {
-        self.0.single().unwrap_or_else(|error| panic!("an array cannot be mapped for access to its elements: {error}"))
+        self.0.single().unwrap_or_else(|error| {
+            panic!("{}", Error::io("an array cannot be mapped for access to its elements", error))
+        })
     }
 
     /// Returns a copy of the element at `index`, or `None` if it is out of bounds. Never waits, not even for a guard.

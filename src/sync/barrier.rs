@@ -3,7 +3,7 @@
 
 use super::barrier_state::{Arrival, BarrierState, Outcome, Round};
 use super::object::{self, Core, FIRST, Report};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::{fault, fork, reactor, timer};
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
@@ -208,7 +208,7 @@ fn failed(error: io::Error) -> Error {
 fn broken() -> Error {
     let why = "the barrier is broken: a party was killed, gave up or timed out while it waited, or somebody called \
                abort or reset; call reset to use it again";
-    Error::new(ErrorKind::BrokenBarrier, why)
+    Error::new(ErrorKind::BrokenBarrier, why).explained_by(Topic::BarrierBroken)
 }
 
 fn would_block() -> Error {

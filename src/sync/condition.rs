@@ -4,7 +4,7 @@ use super::acquire::{self, Held};
 use super::condition_state::{self, COUNT, ConditionState, LocalWaiters};
 use super::mutex::{self, ByMutex, Mutex, Taken};
 use super::object::{self, Core, FIRST, Report};
-use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::error::{Error, ErrorKind, LockError, Result, Topic};
 use crate::os::sync::lock;
 use crate::os::{fault, fork, reactor, timer};
 use crate::shm::atomic::AtomicU64;
@@ -139,7 +139,7 @@ impl ConditionCore {
     fn enter(self: &Arc<Self>, guard: ConditionGuard) -> Result<(Turn, Waiter), LockError<ConditionGuard>> {
         if !Arc::ptr_eq(self, &guard.0) {
             let error = Error::other("wait was given the guard of another condition: lock this one");
-            return Err(LockError::new(error, Some(guard)));
+            return Err(LockError::new(error.explained_by(Topic::GuardOfAnother), Some(guard)));
         }
         // Join the queue first: a caller that enters later, holding the lock, is behind us.
         let turn = self.waiting.join();

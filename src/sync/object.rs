@@ -109,7 +109,7 @@ pub(super) fn deserialize<'de, C: Core, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<Arc<C>, D::Error> {
     let ([fd], ()) = attach::deserialize_handle(deserializer)?;
-    open(fd).map_err(|error| D::Error::custom(format_args!("a {} cannot be opened: {error}", C::NAME)))
+    open(fd).map_err(|error| D::Error::custom(Error::io(format_args!("a {} cannot be opened", C::NAME), error)))
 }
 
 /// A handle that is its core and nothing else, in the field of this name, travels as its core.

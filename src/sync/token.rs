@@ -16,7 +16,7 @@
 //! | a guard | its token is cancelled | `guards_cancel_unless_they_are_disarmed` |
 
 use super::event::Event;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::{fork, timer};
 use crate::wait;
 use serde::{Deserialize, Serialize};
@@ -324,11 +324,16 @@ impl CancellationToken {
 }
 
 fn event() -> Result<Event> {
-    Event::new().map_err(|error| Error::new(error.kind(), format!("no cancellation token: {error}")).with_source(error))
+    Event::new().map_err(|error| {
+        Error::new(error.kind(), format!("no cancellation token: {}", error.text())).with_source(error)
+    })
 }
 
 fn runtime() -> Result<Handle> {
-    let outside = |error| Error::io("a token of tokio-util is followed by a task", std::io::Error::other(error));
+    let outside = |error| {
+        Error::io("a token of tokio-util is followed by a task", std::io::Error::other(error))
+            .explained_by(Topic::NoRuntime)
+    };
     Handle::try_current().map_err(outside)
 }
 

@@ -29,7 +29,7 @@ use super::acquire::{self, Held};
 use super::double_buffer::{self, DoubleBuffer};
 use super::mutex::{self, ByMutex, Mutex, Taken, Words};
 use super::object::{self, Core, Report};
-use crate::error::{LockError, Result};
+use crate::error::{Error, LockError, Result};
 use crate::os::fault;
 use crate::os::fork;
 use crate::shm::atomic::AtomicU64;
@@ -213,7 +213,7 @@ impl ValueCore {
 
     fn write(&self, bytes: &[u8]) {
         // Only a process that was forked with this value in it has no place yet.
-        let me = self.family.me().unwrap_or_else(|error| panic!("a value cannot be set: {error}"));
+        let me = self.family.me().unwrap_or_else(|error| panic!("{}", Error::io("a value cannot be set", error)));
         let register = self.buffer_pair();
         let (mut tries, mut stuck) = (0_u32, None);
         while !register.try_write(bytes, me, self.family) {

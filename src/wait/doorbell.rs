@@ -5,7 +5,7 @@
 
 use crate::os::epoll::{self, Epoll};
 use crate::os::eventfd;
-use crate::os::reactor::Watched;
+use crate::os::reactor::{self, Watched};
 use crate::os::sync::lock;
 use crate::shm::family::Family;
 use std::cell::Cell;
@@ -118,7 +118,7 @@ pub(super) trait Answers: Send + Sync {
 
 /// The runtime that polls.
 pub(super) fn runtime() -> io::Result<Id> {
-    let outside = |_| io::Error::other("a future of this crate must be polled inside a tokio runtime");
+    let outside = |_| reactor::no_runtime("a future of this crate must be polled inside a tokio runtime");
     Ok(Handle::try_current().map_err(outside)?.id())
 }
 

@@ -5,6 +5,7 @@
 //! serialised. A value that fails to encode drops the context and with it everything attached.
 
 use super::format;
+use crate::error::{Error, Topic};
 use crate::os::{image, refuse};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
@@ -199,8 +200,9 @@ pub(crate) fn leave<E: serde::ser::Error>(attachment: Attachment) -> Result<u32,
     let Context::Encoding(from) = CONTEXT.get() else {
         return Err(E::custom(format_args!(
             "a handle can only be serialised on its way to another process: as an argument, a result, or through a \
-             queue or pipe{}",
-            image::copies_as_cause()
+             queue or pipe{} {}",
+            image::copies_as_cause(),
+            image::copies_or(Topic::HandleOutsideAMessage)
         )));
     };
     let pushed = LEAVING.try_with(|leaving| {
@@ -236,10 +238,13 @@ pub(crate) fn take<'de, D: Deserializer<'de>>(index: u32) -> Result<OwnedFd, D::
             }
             let copy = |fd: &OwnedFd| refuse::at("dup").map_err(std::io::Error::from).and_then(|()| fd.try_clone());
             copy(slot.as_ref().ok_or_else(taken)?)
-                .map_err(|error| D::Error::custom(format_args!("a descriptor that arrived cannot be copied: {error}")))
+                .map_err(|error| D::Error::custom(Error::io("a descriptor that arrived cannot be copied", error)))
         }),
         Context::Decoding(false) => Err(custom("no descriptor of this index arrived")),
-        _ => Err(custom("a handle can only be deserialised as it arrives from another process of the same family")),
+        _ => Err(D::Error::custom(format_args!(
+            "a handle can only be deserialised as it arrives from another process of the same family {}",
+            Topic::HandleOutsideAMessage
+        ))),
     }
 }
 
@@ -309,7 +314,7 @@ impl<T: AsFd> Serialize for Fd<T> {
         let copy = refuse::at("dup")
             .map_err(std::io::Error::from)
             .and_then(|()| self.0.as_fd().try_clone_to_owned())
-            .map_err(|error| S::Error::custom(format_args!("a descriptor cannot be attached: {error}")))?;
+            .map_err(|error| S::Error::custom(Error::io("a descriptor cannot be attached", error)))?;
         leave::<S::Error>(Attachment::owned(copy).of("`Fd`"))?.serialize(serializer)
     }
 }

@@ -4,10 +4,10 @@
 use super::attach::{self, Attachment};
 use super::buffers::{self, SPARE_LIMIT, keep, spare};
 use super::format::{self, Parted};
-use super::limits;
+use super::limits::{self, Limit};
 use super::list::{List, Source};
 use super::plain::{self, Read, Seen};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::memory;
 use bytes::Bytes;
 use serde::Serialize;
@@ -105,7 +105,7 @@ impl From<Vec<u8>> for Buffer {
 /// Encodes `value`. An error attaches nothing and leaks nothing.
 pub(crate) fn encode<T: Serialize + 'static>(value: &T) -> Result<Message> {
     if let Some(encoded) = as_encoded(value) {
-        limits::check_size(encoded.bytes.len()).map_err(unwritable::<T>)?;
+        limits::check_size(encoded.bytes.len()).map_err(too_large::<T>)?;
         return Ok(Message { encoded: None, attachments: encoded.attachments.clone() });
     }
     if as_plain(value)?.is_some() {
@@ -177,7 +177,7 @@ pub(crate) fn append_by_serde<T: Serialize>(value: &T, to: &mut Vec<u8>) -> Resu
     let (result, attachments) = attach::collect(|| format::append(value, to));
     result.map(|()| attachments).map_err(|error| {
         to.truncate(start);
-        unwritable::<T>(error.to_string())
+        unwritable::<T>(&error.to_string(), error.limit())
     })
 }
 
@@ -185,14 +185,24 @@ pub(crate) fn append_by_serde<T: Serialize>(value: &T, to: &mut Vec<u8>) -> Resu
 #[inline]
 pub(crate) fn as_plain<T: 'static>(value: &T) -> Result<Option<&[u8]>> {
     let bytes = plain::bytes(value);
-    limits::check_size(bytes.map_or(0, <[u8]>::len)).map_err(unwritable::<T>)?;
+    limits::check_size(bytes.map_or(0, <[u8]>::len)).map_err(too_large::<T>)?;
     Ok(bytes)
 }
 
 #[cold]
-fn unwritable<T>(why: String) -> Error {
-    let what = std::any::type_name::<T>();
-    Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {why}"))
+fn too_large<T>(why: String) -> Error {
+    unwritable::<T>(&why, Some(Limit::Size))
+}
+
+#[cold]
+fn unwritable<T>(why: &str, beyond: Option<Limit>) -> Error {
+    let (what, (why, topic)) = (std::any::type_name::<T>(), Topic::cut(why));
+    let topic = match beyond {
+        Some(Limit::Size) => Some(Topic::TooLarge),
+        Some(Limit::Depth) => Some(Topic::TooDeep),
+        None => topic,
+    };
+    Error::new(ErrorKind::Encode, format!("cannot serialise {what}: {why}")).explained_by(topic)
 }
 
 /// Values that take as many bytes in a message are dropped as soon as they can be.
@@ -403,8 +413,9 @@ fn decode_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 }
 
 fn unreadable<T>(why: &str) -> Error {
-    let what = std::any::type_name::<T>();
-    Error::new(ErrorKind::Decode, format!("cannot read the message as {what}: {why}"))
+    let (what, (why, topic)) = (std::any::type_name::<T>(), Topic::cut(why));
+    let error = Error::new(ErrorKind::Decode, format!("cannot read the message as {what}: {why}"));
+    error.explained_by(topic.unwrap_or(Topic::CannotRead))
 }
 
 #[cfg(test)]

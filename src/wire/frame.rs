@@ -4,6 +4,7 @@
 //! in further packets. Everything is sent in order, and the last packet completes the message.
 
 use super::Parcel;
+use crate::error::{Explained, Topic};
 use crate::os::socket::{self, MAX_FDS, Packet, Wait};
 use crate::os::{memfd, memory, mmap};
 use crate::shm::view;
@@ -170,7 +171,7 @@ impl Begun {
                 return Err(torn("a large message without its memory"));
             }
             let read = out_of_memfd(fds.remove(0), header.len);
-            read.map_err(|error| io::Error::new(error.kind(), format!("a large message cannot be read: {error}")))?
+            read.map_err(|error| Explained::after("a large message cannot be read", &error))?
         } else {
             bytes.drain(..HEADER);
             bytes
@@ -203,9 +204,9 @@ fn recv_packet(from: BorrowedFd<'_>, wait: Wait) -> io::Result<(Packet, Vec<u8>)
 
 /// The error of a receiver at its descriptor limit.
 pub(crate) fn too_many_fds(sent: usize, arrived: usize) -> io::Error {
-    io::Error::other(format!(
-        "{sent} descriptors were sent, {arrived} fit: this process is at its descriptor limit (RLIMIT_NOFILE)"
-    ))
+    let why =
+        format!("{sent} descriptors were sent, {arrived} fit: this process is at its descriptor limit (RLIMIT_NOFILE)");
+    Explained::error(io::ErrorKind::Other, Topic::TooManyDescriptors, why)
 }
 
 /// The reverse of [`in_memfd`].

@@ -24,6 +24,13 @@ pub(super) fn depth() -> u32 {
 /// around a message as well. [`ErrorKind::Encode`](crate::ErrorKind::Encode) documents it for users.
 const LARGEST: u64 = (4 << 30) - (1 << 20);
 
+/// A limit that a value exceeds.
+#[derive(Clone, Copy)]
+pub(super) enum Limit {
+    Size,
+    Depth,
+}
+
 /// Refuses a message of `len` bytes, if that is too large.
 #[inline]
 pub(super) fn check_size(len: usize) -> Result<(), String> {

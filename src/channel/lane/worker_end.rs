@@ -9,6 +9,7 @@ use super::{
 use crate::channel::cpu_migration::CpuMigration;
 use crate::channel::result_notification::{Pace, ResultNotifier};
 use crate::channel::spsc::{Corrupt, Reader, Writer};
+use crate::error::Error;
 use crate::os::fault;
 use crate::shm::family::SLOTS;
 use crate::shm::region::Region;
@@ -251,6 +252,6 @@ impl<'de> Deserialize<'de> for WorkerEnd {
             let (lane, board) = (Region::open(lane, HEAD_LEN)?, Region::open(board, BOARD_LEN)?);
             Self::of(Arc::new(lane), Arc::new(board), number)
         };
-        open().map_err(|error| D::Error::custom(format_args!("a lane cannot be opened: {error}")))
+        open().map_err(|error| D::Error::custom(Error::io("a lane cannot be opened", error)))
     }
 }

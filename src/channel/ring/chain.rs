@@ -4,6 +4,7 @@
 use super::{AHEAD, MOST_UNITS, Ring, SEVERAL, Side, word};
 use crate::channel::extents::{self, BASE, Extent, corrupt};
 use crate::channel::segment::{Mark, RecordHead};
+use crate::error::{Explained, Topic};
 use crate::os::{fault, memfd};
 use crate::shm::family::Member;
 use crate::shm::region::PAGE;
@@ -81,7 +82,8 @@ impl Ring {
         // Never less than the base: whole pages, so that the extent after it begins at one.
         let least = alone.max(BASE / 8);
         if least.max(doubled) > MOST_UNITS {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "a queue of more than 16 GiB"));
+            let why = "a queue of more than 16 GiB";
+            return Err(Explained::error(io::ErrorKind::OutOfMemory, Topic::QueueTooLong, why));
         }
         let capacity = several.max(doubled).max(least).min(MOST_UNITS);
         let (name, extent) = match self.begin_extent(capacity, tail.count) {

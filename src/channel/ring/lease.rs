@@ -6,6 +6,7 @@ use crate::channel::descriptors::lost;
 use crate::channel::extents::corrupt;
 use crate::channel::leases::{self, Held, Item, Leases, Scan};
 use crate::channel::segment::Mark;
+use crate::error::{Explained, Topic};
 use crate::os::fault;
 use crate::shm::family::Member;
 use std::io;
@@ -142,7 +143,7 @@ impl Ring {
                 leases::ENTRIES,
                 self.what
             );
-            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, why));
+            return Err(Explained::error(io::ErrorKind::QuotaExceeded, Topic::Leases, why));
         };
         let (mut payload, needs_memory) = payload(record.len as usize);
         segment.read_payload(head, record, &mut payload);

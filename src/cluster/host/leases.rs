@@ -2,6 +2,7 @@
 
 use super::{HeldJob, MOST_LOOKED_FOR, Service, ServiceEvent};
 use crate::cluster::stream;
+use crate::error::Topic;
 use async_nats::Message as Arrived;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -77,6 +78,7 @@ impl Service {
         tracing::warn!(
             pool = self.names().pool,
             lost,
+            help = Topic::ClusterUnavailable.name(),
             "the cluster's server was not reached for a lease: what is held is stopped"
         );
         for (key, job) in self.jobs.drain() {

@@ -31,7 +31,7 @@ use super::roster::{BEAT, IDLE_BEAT};
 use super::serving::{Command, Served};
 use super::stream::Names;
 use super::waiting::finished;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::pool::Pool;
 use async_nats::subject::ToSubject;
 use async_nats::{Client, Message as Arrived, Subject, Subscriber};
@@ -80,7 +80,8 @@ pub(super) async fn serve(
     let cancels = client.subscribe(names.all("c")).await;
     let rolls = client.subscribe(names.all("roll")).await;
     let (Ok(own), Ok(cancels), Ok(rolls)) = (own, cancels, rolls) else {
-        return Err(Error::new(ErrorKind::Unavailable, "the connection to the cluster's server has ended"));
+        let text = "the connection to the cluster's server has ended";
+        return Err(Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterUnavailable));
     };
     Service::new(pool, (client, made), address, target, names, id).run(own, cancels, rolls, noticed, commands).await
 }
@@ -434,14 +435,15 @@ impl Service {
             Notice::Disconnected => {}
             Notice::Refused(why) => {
                 let text = format!("the server of the cluster pool {pool} takes this user no more: {why}");
-                return Some(Error::new(ErrorKind::Unavailable, text));
+                return Some(Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterRefused));
             }
             Notice::Denied(why) => {
                 let needed = [format!("\"mp.{pool}."), "MSG.NEXT".into(), "$JS.ACK".into()];
                 if needed.iter().any(|subject| why.contains(subject.as_str())) {
                     return Some(denied(self.names(), &why));
                 }
-                tracing::warn!(pool, why, "the cluster's server does not let this user do something");
+                let help = Topic::ClusterRefused.name();
+                tracing::warn!(pool, why, help, "the cluster's server does not let this user do something");
             }
         }
         None

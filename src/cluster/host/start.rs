@@ -4,7 +4,7 @@ use crate::cluster::address::{Address, Target};
 use crate::cluster::job::PATIENCE;
 use crate::cluster::link::{self, Failure, Notice};
 use crate::cluster::stream::{self, Names};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use async_nats::Client;
 use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -51,7 +51,7 @@ pub(super) async fn ready(
 
 pub(super) fn denied(names: &Names, why: &str) -> Error {
     let text = format!("the server of the cluster pool {} does not let this user serve: {why}", names.pool);
-    Error::new(ErrorKind::Unavailable, text)
+    Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterRefused)
 }
 
 pub(super) fn is_about_jetstream(error: &Error) -> bool {

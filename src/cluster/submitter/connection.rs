@@ -4,7 +4,7 @@ use super::sent::{Sent, State};
 use super::{Provided, Session, UNACKNOWLEDGED};
 use crate::cluster::link::{self, Failure, Notice};
 use crate::cluster::stream;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Topic};
 use crate::os::sync::lock;
 use bytes::Bytes;
 use std::sync::atomic::Ordering::Relaxed;
@@ -117,7 +117,8 @@ impl Session {
         for number in numbers {
             let pool = &self.names().pool;
             let text = format!("the stream of the cluster pool {pool} has not answered for {limit:?}");
-            self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+            let error = Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterUnavailable);
+            self.fail(number, &error).await;
         }
     }
 

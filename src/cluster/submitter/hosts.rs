@@ -4,7 +4,7 @@ use super::Session;
 use super::sent::Sent;
 use crate::cluster::messages::{Ask, Beat, HeldMessages, Message, Numbers, Wanted};
 use crate::cluster::pieces;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Topic};
 use crate::os::sync::lock;
 use crate::pool::Order;
 use async_nats::Message as Arrived;
@@ -37,6 +37,7 @@ impl Session {
             tracing::warn!(
                 pool = self.names().pool,
                 hosts = strangers,
+                help = Topic::HostsOfAnotherBuild.name(),
                 "all hosts of the cluster pool are of another build"
             );
         }
@@ -51,7 +52,10 @@ impl Session {
             let strangers = lock(&self.work.submitter.view).roster.strangers();
             let order = self.messages[&number].orders.iter().flatten().next();
             let Some(error) = order.map(|order| order.not_begun()) else { continue };
-            let with = |why: String| Error::new(error.kind(), format!("{error} ({why})"));
+            let with = |why: String| {
+                let text = format!("{} ({why})", error.text());
+                Error::new(error.kind(), text).explained_by(Topic::HostsOfAnotherBuild)
+            };
             let error = match strangers {
                 0 => error,
                 1 => with("1 host serves this pool, of another build".into()),
@@ -110,7 +114,7 @@ impl Session {
         let label = sent.orders.iter().flatten().next().map_or("an item", Order::label);
         let (count, names) = (sent.lost.len(), sent.lost.join(", "));
         let text = format!("{label} was at {count} hosts that were lost while they had it: {names}");
-        Some(Error::new(ErrorKind::ProcessDied, text))
+        Some(Error::new(ErrorKind::ProcessDied, text).explained_by(Topic::HostLost))
     }
 
     /// A host asks whether it should begin.

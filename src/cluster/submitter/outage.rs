@@ -1,7 +1,7 @@
 //! Why nothing can be had of the servers now, and since when.
 
 use crate::cluster::link::Failure;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Topic};
 use std::time::{Duration, Instant};
 
 /// Why nothing can be had of the servers now.
@@ -49,7 +49,7 @@ impl Outage {
         let lasted = self.since.map(|since| since.elapsed()).filter(|lasted| *lasted >= limit)?;
         let why = self.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
         let text = format!("the servers of the cluster pool {pool} have not been there for {lasted:.1?}{why}");
-        Some(Error::new(ErrorKind::Unavailable, text))
+        Some(Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterUnavailable))
     }
 
     pub(super) fn until(&self, limit: Duration) -> Option<Instant> {

@@ -6,7 +6,7 @@ use crate::cluster::link;
 use crate::cluster::messages::{Body, Message, MessageOrder, Tasks};
 use crate::cluster::pieces;
 use crate::cluster::stream::Stored;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Topic};
 use crate::os::sync::lock;
 use crate::pool::Order;
 use async_nats::client::PublishErrorKind;
@@ -244,7 +244,8 @@ impl Session {
                 let (since, why) = refused.get_or_insert_with(|| (now, why));
                 if now - *since >= limit {
                     let text = format!("the stream of the cluster pool {pool} has taken nothing for {limit:?}: {why}");
-                    self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+                    let error = Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterUnavailable);
+                    self.fail(number, &error).await;
                 }
             }
         }
@@ -268,5 +269,5 @@ fn is_quick(order: &Order, most: usize) -> bool {
 fn refusal(order: &Order) -> Option<Error> {
     let what = order.attachments().first()?.kind();
     let text = format!("an argument of {} is or holds {what}, which cannot cross to another host", order.label());
-    Some(Error::new(ErrorKind::Encode, text))
+    Some(Error::new(ErrorKind::Encode, text).explained_by(Topic::CannotCrossHosts))
 }

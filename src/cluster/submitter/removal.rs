@@ -5,6 +5,7 @@ use super::{Session, SessionEvent};
 use crate::cluster::link;
 use crate::cluster::messages::{Cancel, Message};
 use crate::cluster::stream;
+use crate::error::Topic;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -88,6 +89,7 @@ impl Session {
                 pool = self.names().pool,
                 right,
                 why,
+                help = Topic::ClusterRefused.name(),
                 "this user has no right to publish to that subject: cancelled items stay in the stream until a host takes them"
             );
         }

@@ -9,7 +9,7 @@
 
 use super::pending::PendingCalls;
 use crate::connection::ByteConnection;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::local::{self, AT_WORK_ON, HOST};
 use crate::manager::wire::marshal::End;
@@ -117,7 +117,8 @@ impl Link {
             let cause = self.cause();
             let unknown: &dyn fmt::Display = &"it was shut down, or its process was killed";
             let why = cause.as_ref().map_or(unknown, |cause| cause);
-            let error = Error::new(ErrorKind::Closed, format!("the manager (pid {}) is gone: {why}", self.pid));
+            let text = format!("the manager (pid {}) is gone: {why}", self.pid);
+            let error = Error::new(ErrorKind::Closed, text).explained_by(Topic::ManagerGone);
             match cause.as_ref().and_then(Cause::panic) {
                 Some(panic) => error.with_panic(panic.clone()),
                 None => error,

@@ -1,6 +1,6 @@
 //! Locks and conditions in a manager, for programs that share no memory.
 
-use crate::error::{Error, ErrorKind, LockError, Result};
+use crate::error::{Error, ErrorKind, LockError, Result, Topic};
 use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::client::waits::{Asked, in_time};
 use crate::manager::wire::messages::Writer;
@@ -83,7 +83,8 @@ fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
         Ok((true, asked)) => {
             let why =
                 "the last holder of the lock was killed or disconnected: what the lock protects may be half changed";
-            Err(LockError::new(Error::new(ErrorKind::OwnerDied, why), Some(Grant(asked))))
+            let error = Error::new(ErrorKind::OwnerDied, why).explained_by(Topic::OwnerDied);
+            Err(LockError::new(error, Some(Grant(asked))))
         }
         Err(error) => Err(LockError::new(error, None)),
     }

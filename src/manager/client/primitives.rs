@@ -1,6 +1,6 @@
 //! Semaphores, events and barriers in a manager, for programs that share no memory.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::manager::client::lock::Grant;
 use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::client::waits::{in_time, taken};
@@ -256,7 +256,8 @@ impl BarrierObject {
 }
 
 fn broken() -> Error {
-    Error::new(ErrorKind::BrokenBarrier, "the barrier is broken: somebody left it, or broke it; reset it")
+    let why = "the barrier is broken: somebody left it, or broke it; reset it";
+    Error::new(ErrorKind::BrokenBarrier, why).explained_by(Topic::BarrierBroken)
 }
 
 impl Waits for BarrierObject {

@@ -1,7 +1,7 @@
 //! A queue in a manager.
 
 use crate::channel::Item;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::client::waits::{in_time, taken};
 use crate::manager::wire::messages::Writer;
@@ -221,7 +221,8 @@ impl<T: Item> QueueProxy<T> {
     /// `Other` if all items that were put are done already; else as [`Proxy::call`].
     pub async fn task_done(&self) -> Result<()> {
         let done = |queue: &mut QueueObject<T>| -> Result<()> {
-            let too_often = || Error::other("task_done was called more often than there were items");
+            let why = "task_done was called more often than there were items";
+            let too_often = || Error::other(why).explained_by(Topic::TaskDone);
             queue.unfinished = queue.unfinished.checked_sub(1).ok_or_else(too_often)?;
             Ok(())
         };

@@ -9,7 +9,7 @@
 //! it got learns that its holder died.
 
 use crate::channel::Item;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::manager::client::handle::Handle;
 use crate::manager::client::link::Pending;
 use crate::manager::client::proxy::Proxy;
@@ -47,7 +47,8 @@ impl<T: Send + 'static> Proxy<T> {
         drop(args);
         timeout.map_or(Ok(()), |_| reactor::has_timer()).map_err(no_timer)?;
         let start = Instant::now();
-        let late = || Err(Error::new(ErrorKind::Timeout, "the manager could not be asked in time"));
+        let why = "the manager could not be asked in time";
+        let late = || Err(Error::new(ErrorKind::Timeout, why).explained_by(Topic::ManagerSilent));
         let mut pending = at_most(timeout, link.send(request, Some(End::Unread))).await.unwrap_or_else(late)?;
         let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
         let answer = {

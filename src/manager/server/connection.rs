@@ -2,7 +2,7 @@
 
 use super::objects::Holder;
 use super::state::{Connection, Job, Next, Server};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::marshal::End;
 use crate::manager::wire::messages::{self, CONNECTION, Reader, Writer};
@@ -90,7 +90,10 @@ impl Server {
                     server.poller.changed.notify_one();
                 }
                 // Without a way to notice its end it must not end.
-                Err(error) => tracing::warn!(%error, "a handle on its way cannot be watched; its object stays"),
+                Err(error) => {
+                    let error = Error::from(error);
+                    tracing::warn!(%error, "a handle on its way cannot be watched; its object stays")
+                }
             }
         });
         // The task starts when a thread waits on the runtime.
@@ -118,7 +121,8 @@ impl Server {
                 }
                 let mut answer = Writer::answer(id, connection.clone());
                 if connection.transport.is_inside() {
-                    answer.error(&Error::other("an object of a manager cannot wait in there for another one"));
+                    let error = Error::other("an object of a manager cannot wait in there for another one");
+                    answer.error(&error.explained_by(Topic::WaitInManager));
                     connection.reply(answer);
                     return Ok(None);
                 }

@@ -2,7 +2,7 @@
 
 use super::objects::{Holder, Object};
 use super::state::{Job, Next, Server, Task};
-use crate::error::Error;
+use crate::error::{Error, Topic};
 use crate::manager::wire::local::AT_WORK_ON;
 use crate::manager::wire::messages::{self, Op, Reader, Writer};
 use crate::manager::wire::method::{Attempt, Frame};
@@ -122,7 +122,8 @@ impl Server {
             };
             frame.arguments = Some(arguments);
             if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
-                frame.out.error(&Error::other("this function is not exposed by the manager"));
+                let error = Error::other("this function is not exposed by the manager");
+                frame.out.error(&error.explained_by(Topic::NotExposed));
             } else if op.object == messages::MAKER {
                 job.next = Some(Next::Run(op));
             } else if let Some(object) = has.filter(|has| has.number == op.object && has.is_nobody_waiting()) {

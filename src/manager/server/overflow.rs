@@ -1,6 +1,7 @@
 //! Threads that take over: from a leader that was left behind, or a call that is known to be slow.
 
 use super::state::{CHECK_EVERY, Overflow, OverflowState, Server, Task};
+use crate::error::Topic;
 use crate::os::background;
 use crate::os::sync::{lock, unpoisoned};
 use crate::process::entry::survive;
@@ -33,7 +34,8 @@ impl Overflow {
             state.tasks.extend(left.take());
         }
         drop(state);
-        tracing::warn!(%error, "the manager cannot start another thread");
+        let help = Topic::ProcessLimit.name();
+        tracing::warn!(%error, help, "the manager cannot start another thread");
         left.map_or(Ok(()), |task| Err((task, error)))
     }
 

@@ -3,7 +3,7 @@
 #[cfg(feature = "tls")]
 use crate::connection::rustls;
 use crate::connection::{ByteConnection, Listener};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::{image, memfd, named, timer};
 use crate::wire::{self, Fd, Parcel};
 use std::collections::HashSet;
@@ -111,7 +111,7 @@ const GREETING: &[u8; 16] = b"multiprocess mgr";
 
 async fn in_time<T>(greeting: impl Future<Output = Result<T>>, late: &str) -> Result<T> {
     let greeted = timer::within(GREETING_TIME, greeting).await;
-    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, late)))
+    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, late).explained_by(Topic::ManagerSilent)))
 }
 
 /// Greets the manager at the other end, after the authentication.
@@ -121,7 +121,8 @@ pub(crate) async fn greet(manager: &ByteConnection) -> Result<Welcome> {
         manager.send_bytes(&[&GREETING[..], &build.to_le_bytes()].concat()).await?;
         let answer = manager.recv_bytes().await?;
         let peer = manager.peer_addr();
-        let stranger = || Error::new(ErrorKind::Decode, format!("at {peer} is no manager"));
+        let stranger =
+            || Error::new(ErrorKind::Decode, format!("at {peer} is no manager")).explained_by(Topic::OtherProtocol);
         let (bytes, theirs) = answer.strip_prefix(GREETING).and_then(<[u8]>::split_last_chunk).ok_or_else(stranger)?;
         // Before the rest is read, which another build may write in another way.
         let theirs = u64::from_le_bytes(*theirs);
@@ -130,7 +131,7 @@ pub(crate) async fn greet(manager: &ByteConnection) -> Result<Welcome> {
                 "the manager at {peer} is another build of this program, or another program ({theirs:016x}, and this is \
                  {build:016x}): run the same executable at both ends"
             );
-            return Err(Error::new(ErrorKind::Decode, why));
+            return Err(Error::new(ErrorKind::Decode, why).explained_by(Topic::OtherBuildOfManager));
         }
         wire::decode(Parcel { bytes: bytes.to_vec(), fds: Vec::new() }).map_err(|_| stranger())
     };
@@ -143,14 +144,18 @@ pub(crate) async fn admit(id: Id, client: &ByteConnection) -> Result<()> {
         let build = image::fingerprint();
         let theirs = client.recv_bytes().await?;
         let Some(theirs) = theirs.strip_prefix(GREETING).and_then(|rest| <[u8; 8]>::try_from(rest).ok()) else {
-            return Err(Error::new(ErrorKind::Decode, "the other end is no client of a manager"));
+            let why = "the other end is no client of a manager";
+            return Err(Error::new(ErrorKind::Decode, why).explained_by(Topic::OtherProtocol));
         };
         let welcome: Welcome = (id, std::process::id());
         let message = wire::encode(&welcome)?;
         client.send_bytes(&[&GREETING[..], message.payload(&welcome), &build.to_le_bytes()].concat()).await?;
         match u64::from_le_bytes(theirs) == build {
             true => Ok(()),
-            false => Err(Error::new(ErrorKind::Decode, "it is another build of this program, or another program")),
+            false => {
+                let why = "it is another build of this program, or another program";
+                Err(Error::new(ErrorKind::Decode, why).explained_by(Topic::OtherBuildOfManager))
+            }
         }
     };
     in_time(admit, "it sent no greeting").await

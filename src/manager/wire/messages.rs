@@ -11,7 +11,7 @@
 //! Each message ends with the references in it (see `marshal.rs`): `object* count`.
 
 use super::marshal::{End, Kept, Marshal, Travelling};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::wire::{self, Attachment, EncodedMessage, Parcel};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -120,7 +120,8 @@ impl Writer {
             if attachments.is_empty() || is_carried() {
                 return Ok(attachments);
             }
-            Err(Error::new(ErrorKind::Encode, "what shares memory or a descriptor cannot leave for another host"))
+            let why = "what shares memory or a descriptor cannot leave for another host";
+            Err(Error::new(ErrorKind::Encode, why).explained_by(Topic::CannotCrossHosts))
         });
         let attachments = attachments.inspect_err(|_| self.bytes.truncate(start))?;
         self.amend(start, (self.bytes.len() - start - 16) as u64);

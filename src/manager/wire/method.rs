@@ -2,7 +2,7 @@
 
 use super::messages::{Lend, MAKER, Op, Reader, Span, Writer, malformed};
 use super::waiting::{self, Settle, Ticket, Try, Waits};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::image::{self, Enter};
 use crate::process::entry::{catch_panic, fingerprint};
 use crate::process::function::{captures_nothing, up_to_eleven};
@@ -70,7 +70,7 @@ pub trait Method<T, Args>: Copy + Send + 'static {
 /// The result of a method, which can be sent back.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
-    message = "the result `{Self}` of a method cannot be sent back from the manager",
+    message = "the result `{Self}` of a method cannot be sent back from the manager [not-serde]",
     label = "returns `{Self}`",
     note = "a result must be `Serialize + DeserializeOwned + Send + 'static`, the error of a `Result` too: for one that is not, such as `anyhow::Error`, return `multiprocess::Result<T>` and use `.map_err(multiprocess::Error::other)`"
 )]
@@ -322,7 +322,7 @@ impl Frame {
         if self.fingerprint != fingerprint::<F, A, T>() {
             let what = type_name::<F>();
             let why = format!("the arguments were encoded for another function than {what}: not the same build");
-            return Err(Error::new(ErrorKind::Decode, why));
+            return Err(Error::new(ErrorKind::Decode, why).explained_by(Topic::NotTheSameBuild));
         }
         let arguments = self.arguments.take().ok_or_else(malformed)?;
         self.reader.decode(arguments)
@@ -335,7 +335,7 @@ fn entry_at(place: u64) -> Result<image::Entry> {
         Entry::Occupied(entry) => Ok(*entry.get()),
         Entry::Vacant(free) => match image::entry_at(place) {
             Some(entry) => Ok(*free.insert(entry)),
-            None => Err(Error::new(ErrorKind::Decode, image::why_unknown(place))),
+            None => Err(image::unknown(place)),
         },
     })
 }

@@ -15,7 +15,7 @@ use super::outlet::Outlet;
 use super::ready::Ready;
 use super::transport::{Changed, Transport};
 use crate::channel::{self, Receiver, Sender, SharedReceiver};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::background;
 use crate::os::eventfd;
 use crate::os::socket::{self, Wait};
@@ -83,7 +83,7 @@ impl Pipe {
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::closed("manager"),
                 io::ErrorKind::WouldBlock => {
                     let why = "the manager takes no clients in: it is stopped, or has more to do than it can";
-                    Error::new(ErrorKind::Timeout, why)
+                    Error::new(ErrorKind::Timeout, why).explained_by(Topic::ManagerSilent)
                 }
                 _ => failed(error),
             }

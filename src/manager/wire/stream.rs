@@ -5,7 +5,7 @@
 
 use super::transport::{Changed, Transport};
 use crate::connection::{ByteConnection, ByteReceiver, ByteSender};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
 use futures_util::SinkExt;
@@ -41,7 +41,7 @@ impl Drop for Receives {
     fn drop(&mut self) {
         if let Some(stream) = self.0.upgrade() {
             let why = format!("the connection to the manager at {} {}", stream.peer, self.1);
-            stream.arrive(Err(Error::new(ErrorKind::Closed, why)));
+            stream.arrive(Err(Error::new(ErrorKind::Closed, why).explained_by(Topic::ManagerGone)));
         }
     }
 }

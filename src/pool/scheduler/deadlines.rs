@@ -4,7 +4,7 @@ use super::effects::{Effects, Place};
 use super::queue::Queue;
 use super::worker::{Phase, Worker, take_back};
 use super::{AGAIN, RAREST_SWEEP, STARTS, SWEEP, Scheduler, later};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Topic};
 use crate::os::proc;
 use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
@@ -149,7 +149,7 @@ impl Scheduler {
                 if let Some(worker) = self.worker(seat, generation).filter(|worker| worker.is_awaited) {
                     let text = format!("the initializer of {} did not end within {timeout:?}", worker.name);
                     worker.kill(None);
-                    worker.overdue = Some(Error::new(ErrorKind::Timeout, text));
+                    worker.overdue = Some(Error::new(ErrorKind::Timeout, text).explained_by(Topic::Initializer));
                 }
             }
             DueEvent::Exit(seat, generation) => self.end_in_time(seat, generation, now, effects),

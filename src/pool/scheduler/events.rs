@@ -6,7 +6,7 @@ use super::errors::{broken, orphaned, shut, terminated};
 use super::queue::Queue;
 use super::worker::{Circumstances, Phase, Worker};
 use super::{Scheduler, later};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Topic};
 use crate::pool::call_items::{CallItems, UsualTime};
 use crate::pool::chunk::Chunk;
 use crate::pool::side_channel::{SideOrders, Unsent};
@@ -67,7 +67,7 @@ impl Scheduler {
             chunks.iter_mut().for_each(|chunk| chunk.queued = Some(now));
             self.watch_queue(group, now, effects);
         }
-        let refused = self.gave_up().or_else(|| self.broken.as_deref().map(broken));
+        let refused = self.gave_up().or_else(|| self.broken.as_ref().map(broken));
         if let Some(error) = refused {
             chunks.iter().for_each(|chunk| effects.fail(group, chunk, (0, chunk.count), || Error::copy(&error)));
             return;
@@ -270,7 +270,8 @@ impl Scheduler {
             Ok(()) if worker.phase == Phase::Beginning => worker.phase = Phase::Serving,
             Ok(()) => {}
             Err(error) => {
-                let why = Error::other(format!("the initializer of {} failed: {error}", worker.name));
+                let why = format!("the initializer of {} failed: {}", worker.name, error.text());
+                let why = Error::other(why).explained_by(Topic::Initializer);
                 worker.kill(None);
                 self.break_down(&why, effects);
             }

@@ -134,7 +134,7 @@ pub(super) struct Scheduler {
     totals: PoolTotals,
     /// The last workers that died, at most [`DEATHS`].
     deaths: Deaths,
-    broken: Option<String>,
+    broken: Option<Error>,
     generation: u64,
     waits: Histogram,
     runs: Histogram,
@@ -251,7 +251,7 @@ impl Scheduler {
     }
 
     pub(super) fn broken(&self) -> Option<String> {
-        self.broken.clone()
+        self.broken.as_ref().map(Error::to_string)
     }
 
     pub(super) fn most_workers(&self) -> usize {

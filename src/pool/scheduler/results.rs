@@ -5,7 +5,7 @@ use super::deadlines::DueEvent;
 use super::effects::Effects;
 use super::worker::{Phase, Running, Worker};
 use crate::channel::{lane, spsc};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::pool::batch::ResultBatch;
 use crate::pool::call_items::CallItems;
 use crate::pool::protocol::{IN_PIPE, LATE, TRACE};
@@ -258,11 +258,13 @@ fn teach(ended: &[(Arc<CallItems>, u32, Option<Duration>)], time: Duration, runs
 }
 
 fn not_received(who: &str, error: &Error) -> Error {
-    let text = format!("{who} was killed, as a result of it could not be received: {error}; another takes its place");
-    Error::new(error.kind(), text)
+    let why = error.text();
+    let text = format!("{who} was killed, as a result of it could not be received: {why}; another takes its place");
+    Error::new(error.kind(), text).explained_by(error.topic())
 }
 
 fn corrupt(who: &str) -> Error {
     let why = "the memory between it and the pool is damaged; it was killed, and another takes its place";
-    Error::new(ErrorKind::Corrupt, format!("{who} or another process wrote where it must not: {why}"))
+    let text = format!("{who} or another process wrote where it must not: {why}");
+    Error::new(ErrorKind::Corrupt, text).explained_by(Topic::Damaged)
 }

@@ -190,8 +190,8 @@ impl Scheduler {
     /// The pool has no worker and gets none: all calls fail with the reason.
     pub(super) fn break_down(&mut self, why: &Error, effects: &mut Effects) {
         // The first reason counts: others that were being started may fail after it.
-        let why = self.broken.get_or_insert_with(|| why.to_string()).clone();
-        self.fail_all(effects, || broken(&why));
+        let error = broken(self.broken.get_or_insert_with(|| Error::copy(why)));
+        self.fail_all(effects, || Error::copy(&error));
         self.seats.fill_vacancies();
     }
 

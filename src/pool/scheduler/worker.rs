@@ -2,7 +2,7 @@
 
 use super::{STARTS, later};
 use crate::channel::lane::{Claim, PoolEnd};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::pool::call_items::CallItems;
 use crate::pool::chunk::Chunk;
 use crate::pool::side_channel::{SideOrders, SideResults};
@@ -166,7 +166,7 @@ impl Worker {
     pub(super) fn death(&self, status: &Result<ExitStatus>, doing: &str) -> Error {
         let how = match status {
             Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
+            Err(error) => error.text().to_string(),
         };
         let mut text = format!("{} died while it ran {doing}: {how}", self.name);
         if let Some(cause) = &self.end.cause {
@@ -184,7 +184,9 @@ impl Worker {
             let _ = write!(text, "; it last wrote:\n{words}");
         }
         let kind = self.end.cause.as_ref().map_or(ErrorKind::ProcessDied, Cause::kind);
-        let error = Error::new(kind, text).with_exit_status(status.as_ref().ok().copied());
+        let died = if self.end.was_starved { Topic::OutOfMemory } else { Topic::Died };
+        let topic = self.end.cause.as_ref().map_or(died, Cause::topic);
+        let error = Error::new(kind, text).explained_by(topic).with_exit_status(status.as_ref().ok().copied());
         let panic = self.end.cause.as_ref().and_then(Cause::panic);
         panic.cloned().into_iter().fold(error, Error::with_panic)
     }

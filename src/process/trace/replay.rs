@@ -3,6 +3,7 @@
 
 use super::PID;
 use super::record::{Content, LEVELS, Message, Place, Values, number_of};
+use crate::error::Topic;
 use crate::os::sync::lock;
 use crate::wire;
 use std::collections::HashMap;
@@ -54,7 +55,8 @@ impl Caller {
         let warn = || {
             let span = self.span.id();
             dispatcher::with_default(&self.dispatch, || {
-                tracing::warn!(parent: span, process.pid = pid, dropped, "a child recorded more than was read; records were dropped");
+                let help = Topic::TracesDropped.name();
+                tracing::warn!(parent: span, process.pid = pid, dropped, help, "a child recorded more than was read; records were dropped");
             });
         };
         // A panic of a subscriber is printed already.

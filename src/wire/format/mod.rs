@@ -42,6 +42,7 @@ pub(super) use parts::Parted;
 pub(super) use rows::is_attempt;
 pub(super) use ser::append;
 
+use crate::wire::limits::Limit;
 use std::fmt;
 
 /// The first byte of a message, less its three flags.
@@ -77,7 +78,12 @@ mod tag {
 }
 
 /// Why a value cannot be written or read.
-pub(super) struct Error(Box<Box<str>>);
+pub(super) struct Error(Box<Why>);
+
+struct Why {
+    text: Box<str>,
+    limit: Option<Limit>,
+}
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -85,7 +91,18 @@ impl Error {
     #[cold]
     #[inline(never)]
     fn new(why: impl fmt::Display) -> Self {
-        Self(Box::new(why.to_string().into_boxed_str()))
+        Self(Box::new(Why { text: why.to_string().into_boxed_str(), limit: None }))
+    }
+
+    fn beyond(limit: Limit, why: impl fmt::Display) -> Self {
+        let mut error = Self::new(why);
+        error.0.limit = Some(limit);
+        error
+    }
+
+    /// The limit that the value exceeds, if that is why.
+    pub(super) fn limit(&self) -> Option<Limit> {
+        self.0.limit
     }
 }
 
@@ -105,13 +122,13 @@ fn fail<T>(why: &str) -> Result<T> {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.0.text)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.0.text)
     }
 }
 

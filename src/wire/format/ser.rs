@@ -5,7 +5,8 @@ use super::parts::{self, LARGE, Part};
 use super::rows::{self, Template};
 use super::{Error, HAS_PARTS, HAS_TABLE, IS_DEEP, Result, SHALLOW, STACK_TO_GO_ON, VERSION, fail, no_stack, run, tag};
 use crate::os::stack;
-use crate::wire::{buffers, limits};
+use crate::wire::buffers;
+use crate::wire::limits::{self, Limit};
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
@@ -107,7 +108,7 @@ impl Writer<'_> {
     /// Refuses a message that is going to be too large, before memory is taken for `more` bytes of it.
     #[inline]
     fn check_size(&self, more: usize) -> Result<()> {
-        limits::check_size(self.out.len() - self.start + more).map_err(Error::new)
+        limits::check_size(self.out.len() - self.start + more).map_err(|why| Error::beyond(Limit::Size, why))
     }
 
     #[inline]
@@ -146,10 +147,13 @@ impl Writer<'_> {
         if self.depth < self.limit {
             return Ok(());
         }
-        Err(Error::new(format_args!(
-            "it is nested deeper than {} levels; `multiprocess::with_depth_limit` or `Deep` raises this limit",
-            self.limit
-        )))
+        let levels = self.limit;
+        Err(Error::beyond(
+            Limit::Depth,
+            format_args!(
+                "it is nested deeper than {levels} levels; `multiprocess::with_depth_limit` or `Deep` raises this limit"
+            ),
+        ))
     }
 
     /// Writes what is part of the value that is being written.
