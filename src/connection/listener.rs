@@ -44,7 +44,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// Accepts connections from other programs, CPython's `multiprocessing.connection.Client` among them.
 ///
-/// [`bind`](Self::bind) makes one, and [`accept`](Self::accept) returns one connection after the other.
+/// [`bind`](Self::bind) makes one, and [`accept`](Self::accept) returns one connection after the other. Between processes of one
+/// program use a [`pipe`](crate::pipe()) or a [`Queue`](crate::Queue) instead, which need no address and carry values.
 ///
 /// ```
 /// use multiprocess::{self as mp, connection::{Listener, connect}};

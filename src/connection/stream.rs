@@ -23,7 +23,8 @@ type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 /// A connection to another program that sends and receives whole messages of bytes.
 ///
 /// Made by [`connect`](super::connect) and [`Listener::accept`](super::Listener::accept). It is also a `Stream` of the
-/// received messages, which ends when the other end closes, and a `Sink` of messages to send.
+/// received messages, which ends when the other end closes, and a `Sink` of messages to send. Between processes of one program use a
+/// [`pipe`](crate::pipe()) instead, which carries values and handles.
 ///
 /// ```
 /// use futures::{SinkExt, StreamExt};

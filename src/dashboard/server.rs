@@ -47,7 +47,8 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 /// A page that shows pools, queues and managers, while the program runs.
 ///
-/// [`Pool::dashboard`] is shorter for one pool.
+/// [`Pool::dashboard`] is shorter for one pool. Use a `MetricsReporter` (feature `metrics`) instead for figures that a server collects
+/// from many programs.
 ///
 /// ```
 /// use multiprocess::{self as mp, Dashboard, Manager, Pool, Queue};

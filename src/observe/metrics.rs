@@ -14,6 +14,9 @@ const ANSWER: Duration = Duration::from_secs(1);
 
 /// Reports figures of pools, queues and managers to the recorder of the [`metrics`](::metrics) crate.
 ///
+/// Use a `Dashboard` (feature `dashboard`) instead to look at one program without a server for its figures, and
+/// [`Pool::stats`](crate::Pool::stats) for figures in the program itself.
+///
 /// ```
 /// use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 /// use multiprocess::{self as mp, MetricsReporter, Pool};

@@ -144,6 +144,8 @@ macro_rules! chunksize {
 
 /// A call that runs when it is awaited; made by [`Pool::apply`](crate::Pool::apply).
 ///
+/// Use [`Pool::apply_async`](crate::Pool::apply_async) instead to have it run while other things are done.
+///
 /// ```
 /// use multiprocess::{self as mp, Pool};
 /// use std::time::Duration;
@@ -315,6 +317,8 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
 
 /// The result of a call that already runs; made by [`Pool::apply_async`](crate::Pool::apply_async).
 ///
+/// Use [`Pool::apply`](crate::Pool::apply) instead for a call that ends with the future that waits for it.
+///
 /// ```
 /// use multiprocess::{self as mp, Pool};
 /// # fn main() -> mp::Result<()> { mp::run(async {
@@ -404,6 +408,8 @@ impl<R: DeserializeOwned + 'static> Future for AsyncResult<R> {
 }
 
 /// All results of a call on many items, in order; made by [`Pool::map`](crate::Pool::map). Runs when it is awaited.
+///
+/// Use [`Pool::imap`](crate::Pool::imap) instead to get results as they come, or for more items than fit into memory.
 ///
 /// ```
 /// use multiprocess::{self as mp, Pool};
@@ -590,6 +596,8 @@ impl<R> Future for MapAsync<R> {
 }
 
 /// The results of a call on many items, as a stream; made by [`Pool::imap`](crate::Pool::imap) and its like.
+///
+/// Use [`Pool::map`](crate::Pool::map) instead to get all at once, or the first error.
 ///
 /// ```
 /// use futures::{StreamExt, TryStreamExt};

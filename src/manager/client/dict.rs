@@ -11,6 +11,7 @@ use std::hash::Hash;
 /// A handle of a dictionary that lives in a manager's process.
 ///
 /// Created by [`Manager::dict`](crate::Manager::dict). Any process that has a handle can read and change the dictionary.
+/// Use a [`Proxy`](crate::Proxy) instead for operations of your own, each of which is one call.
 ///
 /// ```
 /// use multiprocess::{self as mp, DictProxy, Manager, Process};

@@ -13,6 +13,8 @@ const CHUNK: usize = 256;
 /// A handle of a list that lives in a manager's process.
 ///
 /// Created by [`Manager::list`](crate::Manager::list). Any process that has a handle can read and change the list.
+/// Use a [`Queue`](crate::Queue) instead for items that are taken, and an [`Array`](crate::Array) for numbers that are shared by the
+/// processes of one program.
 ///
 /// ```
 /// use multiprocess::{self as mp, ListProxy, Manager, Process};

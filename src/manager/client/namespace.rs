@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 ///
 /// Created by [`Manager::namespace`](crate::Manager::namespace). Every manager has one from the start,
 /// [`Manager::names`](crate::Manager::names), in which programs that connect find what others have put there.
+/// Use a [`DictProxy`](crate::DictProxy) instead for many values of one type.
 ///
 /// ```
 /// use multiprocess::{self as mp, Manager, Namespace, Process};

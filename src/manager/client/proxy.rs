@@ -21,6 +21,10 @@ const COUNT_AT: usize = 9;
 /// Created by [`Manager::create`](crate::Manager::create). [`call`](Self::call) runs a function on the object, where the object is. Calls
 /// on one object run one at a time, in the order in which they arrive. A slow call delays no other object.
 ///
+/// Use a [`ListProxy`](crate::ListProxy), a [`DictProxy`](crate::DictProxy) or a [`Namespace`](crate::Namespace) instead where their
+/// operations are enough. For numbers in memory that the processes of one program share there are [`Value`](crate::Value) and
+/// [`Array`](crate::Array).
+///
 /// ```
 /// use multiprocess::{self as mp, Manager, Process, Proxy};
 ///
