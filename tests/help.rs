@@ -33,9 +33,9 @@ fn entries() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
 
 /// Whether `text` has all parts of `quote`, which stand between dots, one after the other.
 fn has(text: &str, quote: &str) -> bool {
-    let parts = quote.split("..").map(str::trim);
+    let mut parts = quote.split("..").map(str::trim);
     let after = |rest: &'_ str, part: &str| rest.find(part).map(|at| at + part.len());
-    parts.fold(Some(0), |at, part| at.and_then(|at| Some(at + after(&text[at..], part)?))).is_some()
+    parts.try_fold(0, |at, part| Some(at + after(&text[at..], part)?)).is_some()
 }
 
 /// `text` ends with this short name and has no other, and the page quotes it under the name.
