@@ -536,6 +536,28 @@ async fn a_server_that_never_was_there_makes_calls_unavailable_and_is_found_when
     until("it is there", async || pool.apply(square, (5,)).await.is_ok_and(|n| n == 25)).await;
 }
 
+/// The client's own task goes on until it has connected.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_dropped_while_its_server_is_away_leaves_nobody_who_connects_all_the_time() {
+    let mut server = server!();
+    let pool = cluster::pool(&server);
+    let call = pool.apply_async(square, (1,));
+    until("it is connected", async || server.messages().await == 1).await;
+    server.kill();
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", server.port)).await.unwrap();
+    for _ in 0..2 {
+        within(listener.accept()).await.unwrap();
+    }
+    pool.terminate();
+    drop((call, pool));
+    // A try may be under way. Another would follow within 2 s.
+    let mut tries = 0;
+    while tokio::time::timeout(Duration::from_secs(4), listener.accept()).await.is_ok() {
+        tries += 1;
+        assert!(tries < 5, "it goes on");
+    }
+}
+
 /// Submits, and waits for what it has asked.
 async fn submit(address: String, file: PathBuf, waiting: usize) {
     let pool = Pool::builder().cluster(Address::new(address).lease(LEASE)).build().unwrap();

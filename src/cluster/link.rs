@@ -12,6 +12,8 @@ const OLDEST: (u64, u64) = (2, 10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const PING: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The client goes on connecting though its last handle was dropped. From then on it tries so rarely, and ends once it has succeeded.
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// The client's events about the connection.
 #[derive(Debug)]
@@ -67,6 +69,7 @@ pub(super) async fn connect(
     notices: UnboundedSender<Notice>,
 ) -> Result<Client, Failure> {
     let pool = target.pool.clone();
+    let listener = notices.clone();
     let mut options = ConnectOptions::new()
         .name(format!("multiprocess {role} of {pool}, pid {}", std::process::id()))
         .custom_inbox_prefix(format!("mp.{pool}.i"))
@@ -75,7 +78,7 @@ pub(super) async fn connect(
         // A connection whose machine is cut off ends by the third ping that is not answered.
         .ping_interval(PING)
         .require_tls(target.is_tls)
-        .reconnect_delay_callback(pause)
+        .reconnect_delay_callback(move |attempt| if listener.is_closed() { ABANDONED } else { pause(attempt) })
         .event_callback(move |event| {
             tell(&pool, &event);
             if let Some(notice) = notice_of(&event) {
