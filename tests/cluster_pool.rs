@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 mod cluster;
 mod common;
 mod suite;
-use cluster::{Host, OtherBuild, until};
+use cluster::build::OtherBuild;
+use cluster::{Host, until};
 use common::{resident_bytes, within};
 
 mp::test_support!();
@@ -658,7 +659,7 @@ fn program(_: u64) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a part of other tests, in a process of another build"]
 async fn part_of_another_build() {
-    let Some((role, url)) = cluster::role() else { return };
+    let Some((role, url)) = cluster::build::role() else { return };
     let address = Address::new(url).lease(cluster::LEASE);
     if role == "serve" {
         Pool::new(1).unwrap().serve(address).await.unwrap();

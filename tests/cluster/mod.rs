@@ -8,9 +8,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-mod build;
+pub mod build;
 mod server;
-pub use build::{OtherBuild, role};
 pub use server::{Server, binary};
 
 const PATIENCE: Duration = Duration::from_secs(20);
