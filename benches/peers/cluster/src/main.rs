@@ -97,6 +97,7 @@ async fn measured(binary: &PathBuf, part: Option<&str>) -> Result<Vec<Figure>, F
         losses(&mut server, &pool, host, &mut figures).await?;
     }
     pool.terminate();
+    pool.join().await?;
     Ok(figures)
 }
 
