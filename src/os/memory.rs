@@ -2,7 +2,6 @@
 //! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and whether it ran out of it.
 
 use super::sync::lock;
-use nix::sys::resource::{UsageWho, getrusage};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::read_to_string;
 use std::sync::Mutex;
@@ -13,9 +12,11 @@ pub(crate) fn resident() -> (u64, u64) {
     resident_by("/proc/self/status")
 }
 
-/// A number that changes when the bytes at most change, and costs a fiftieth of them.
-pub(crate) fn high_water_mark() -> i64 {
-    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss())
+/// Bytes of this process that are in memory now, at a tenth of the cost of [`resident`]; 0 if they are not known.
+pub(crate) fn resident_now() -> u64 {
+    let statm = read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 /// The same of another process; 0 if it is gone.

@@ -199,9 +199,15 @@ impl CallItems {
         }
     }
 
-    /// Returns `true` if an order with so many items takes long enough, or is not known not to, to be timed each time.
+    /// Returns `true` if an order with so many items is to be timed. Those of a call with many items are not always if that call has shown that
+    /// they are over at once.
     pub(super) fn is_timed(&self, items: u32) -> bool {
-        !(1..=TIMED_NS).contains(&self.usual_ns().saturating_mul(items.into()))
+        !self.options.is_many || !(1..=TIMED_NS).contains(&self.order_ns(items as usize))
+    }
+
+    /// How long items of this function usually take; zero while unknown.
+    pub(super) fn usual_time(&self) -> Duration {
+        Duration::from_nanos(self.usual_time.get().map_or(0, |usual_time| usual_time.ns()))
     }
 
     /// The header of an order with `chunk`; `grace` is that of the pool.

@@ -15,7 +15,7 @@ use crate::wait::{Spin, Spinner, Spun};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// The function to call.
@@ -80,6 +80,8 @@ pub(super) struct Flight {
 
 /// Bytes of arguments that are handed to the pool in one go.
 const TOGETHER: usize = 16 << 10;
+/// So long one of a KiB or more waits for others at most.
+const HELD: Duration = Duration::from_micros(100);
 /// Items in flight per worker, in chunks.
 const CHUNKS_AHEAD: usize = 4;
 /// So many items in a chunk are many, and so are those that take so long together.
@@ -127,6 +129,7 @@ impl Flight {
         // Their number may change meanwhile; waiting callers are then woken.
         let workers = self.pool.shared().slots(self.group.is_brief());
         let (mut chunks, mut bytes, mut is_large_ahead) = (Vec::new(), 0, false);
+        let mut first = None;
         while let Some((input, _)) = &mut self.input {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
@@ -157,14 +160,17 @@ impl Flight {
             self.pulled += u64::from(chunk.count);
             self.pool.shared().give_back(&self.group, most - chunk.count as usize);
             // Small ones are submitted together: the first worker that is woken may take this CPU before the others are.
-            bytes += chunk.bytes().len();
+            let len = chunk.bytes().len();
+            bytes += len;
+            // Nor do workers wait for a source that takes its time.
+            let is_late = len >= TOGETHER / 16 && first.get_or_insert_with(Instant::now).elapsed() >= HELD;
             if chunk.count > 0 {
                 chunks.push(chunk);
             }
             let is_over = !matches!(stop, Stop::Full);
-            if is_over || bytes >= TOGETHER || chunks.len() >= 16 {
+            if is_over || is_late || bytes >= TOGETHER || chunks.len() >= 16 {
                 self.submit(&mut chunks);
-                bytes = 0;
+                (bytes, first) = (0, None);
             }
             match stop {
                 Stop::Full => {}
@@ -291,8 +297,8 @@ impl Flight {
                 shared.arm_alarm();
             }
         }
-        // Its result is not there before spinning has given up.
-        let is_long = group.item_time().is_some_and(|time| time > Spin::LONGEST);
+        // As a rule its result is not there before spinning has given up.
+        let is_long = !group.options.is_many && group.item_time().is_some_and(|time| time > Spin::LONGEST);
         let spun = if is_long { Spun::Over } else { self.spinner.spin(alarm, &mut attempt) };
         match spun {
             Spun::Found(batch) => Poll::Ready(Some(batch)),

@@ -18,7 +18,9 @@ pub struct PoolStats {
     pub running: usize,
     /// How long items waited until they were first given to a worker.
     pub waits: Histogram,
-    /// How long items ran, as measured by their workers; for items that travelled together, their mean. Items that did not end are not counted.
+    /// How long items ran, as measured by their workers; for items that travelled together, their mean. Of a call whose items take less than 5 us
+    /// one in eight is measured, and all that take longer than 8 ms; the others count as the function usually takes. Items that did not end are not
+    /// counted.
     pub runs: Histogram,
     /// Workers that were killed because they did not end in time; see [`exit_timeout`](crate::PoolBuilder::exit_timeout).
     pub late: u64,

@@ -6,7 +6,7 @@ use super::{events, task, trace, worker_state};
 use crate::channel::lane::{self, LaneOrder, Pace, WorkerEnd};
 use crate::channel::{Sender, spsc};
 use crate::error::{Error, ErrorKind, Result, Topic};
-use crate::os::{attributes, memory};
+use crate::os::{attributes, clock, memory};
 use crate::process::entry::{Arguments, Batch, Executor, IS_VALUE, encode_error, report_error};
 use crate::process::note_memory_limit;
 use crate::wait::doorbell;
@@ -35,12 +35,13 @@ pub(super) fn work(contract: Contract) -> Result<()> {
         header: None,
         listens: None,
         sampled: None,
-        high_water_mark: 0,
+        peak: 0,
         read: None,
         started: 0,
         index: 0,
         begun: Instant::now(),
         done: None,
+        begun_about: 0,
         failed: None,
     };
     if let Some(EncodedTask { call, arguments }) = initializer {
@@ -86,10 +87,10 @@ struct Context {
     header: Option<Header>,
     /// While traces of items are sent.
     listens: Option<DefaultGuard>,
-    /// When it last looked whether it has more memory than ever, and what it saw.
+    /// When it last looked how much memory it has.
     sampled: Option<Instant>,
-    high_water_mark: i64,
-    /// When it last read how much it has.
+    /// How much it had at most when it last looked at that, and when.
+    peak: u64,
     read: Option<Instant>,
     /// When the item at work started, in microseconds, if it has a limit.
     started: u64,
@@ -98,13 +99,17 @@ struct Context {
     /// When the order at work was begun, and when the one before it was done.
     begun: Instant,
     done: Option<Instant>,
+    /// When an order that is not timed was begun, in nanoseconds, to some milliseconds.
+    begun_about: u64,
     /// A result could not be put. Later ones would be taken for it, so there are none.
     failed: Option<Error>,
 }
 
-/// How often a worker looks at its memory at most: whether it has more than ever, and how much it has.
+/// How often a worker looks at its memory at most: how much it has, and how much it had at most, unless it has more than that.
 const SAMPLE_EVERY: Duration = Duration::from_millis(5);
 const READ_EVERY: Duration = Duration::from_millis(50);
+/// An order that was expected to be over at once and took longer than this is timed after all: two steps of the clock that says so.
+const LONG: Duration = Duration::from_millis(8);
 
 impl Conditions {
     fn apply(&self) -> Result<()> {
@@ -131,12 +136,12 @@ impl Context {
             return;
         }
         self.sampled = Some(now);
-        let mark = memory::high_water_mark();
-        if std::mem::replace(&mut self.high_water_mark, mark) != mark || is_due(self.read, READ_EVERY) {
+        let mut resident = memory::resident_now();
+        if resident > self.peak || is_due(self.read, READ_EVERY) {
             self.read = Some(now);
-            let (resident, peak) = memory::resident();
-            self.lane.note_memory(resident, peak);
+            (resident, self.peak) = memory::resident();
         }
+        self.lane.note_memory(resident, self.peak);
     }
 
     /// Waits for the next order; `None` after the last.
@@ -187,8 +192,9 @@ impl Context {
                 self.lane.defer_notification(&order, header.pace);
             }
             (self.order, self.header) = (Some(order), Some(header));
-            if header.is_timed {
-                self.begun = follows.unwrap_or_else(Instant::now);
+            match header.is_timed {
+                true => self.begun = follows.unwrap_or_else(Instant::now),
+                false => self.begun_about = clock::coarse_ns(),
             }
             return Ok(Some(header));
         }
@@ -209,7 +215,8 @@ impl Context {
             // Its bytes and descriptors go with it, also if it was taken back before it was begun.
             (self.bytes, self.fds) = (Vec::new(), Vec::new());
         }
-        if self.header.is_none_or(|header| header.is_timed) {
+        let is_timed = self.header.is_none_or(|header| header.is_timed);
+        if is_timed {
             let now = self.done.unwrap_or_else(Instant::now);
             self.done = Some(now);
             self.sample_memory(now);
@@ -219,16 +226,26 @@ impl Context {
         if let Some(order) = self.order.take() {
             self.lane.finish(order);
         }
+        // Before it is idle, perhaps for long, it looks in any case.
+        if !is_timed && !self.lane.has_any() {
+            self.sample_memory(Instant::now());
+        }
     }
 
     /// Says how long the order took, if this is the end of its last item.
     #[inline]
     fn note_took(&mut self) {
-        let is_timed = self.header.is_some_and(|header| header.is_timed);
-        if let Some(order) = self.order.as_ref().filter(|order| is_timed && self.lane.is_last(order, self.index)) {
+        let Some(order) = self.order.as_ref().filter(|order| self.lane.is_last(order, self.index)) else { return };
+        if self.header.is_some_and(|header| header.is_timed) {
             let now = Instant::now();
             self.lane.note_took(order, now.duration_since(self.begun));
             self.done = Some(now);
+            return;
+        }
+        // It was expected to be over at once.
+        let about = Duration::from_nanos(clock::coarse_ns().saturating_sub(self.begun_about));
+        if about >= LONG {
+            self.lane.note_took(order, about);
         }
     }
 

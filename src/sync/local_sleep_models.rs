@@ -112,7 +112,7 @@ impl World {
         }
         let mut local = self.local.lock().unwrap();
         local.tasks.push_back(Waiting { task, is_woken: false });
-        self.len.store(local.tasks.len() as u64, SeqCst);
+        self.len.store(local.tasks.len() as u64, Release);
         drop(local);
         self.poll(task)
     }
@@ -124,7 +124,7 @@ impl World {
         }
         let taken = self.try_before_sleep(task);
         if taken {
-            self.leave(task, self.is_local());
+            self.leave(task, || self.is_local());
             self.work(ME);
         }
         taken
@@ -153,16 +153,16 @@ impl World {
         fence(SeqCst);
     }
 
-    fn leave(&self, task: usize, is_local: bool) {
+    fn leave(&self, task: usize, is_local: impl FnOnce() -> bool) {
         let mut local = self.local.lock().unwrap();
         let was_front = local.tasks.front().is_some_and(|front| front.task == task);
         local.tasks.retain(|other| other.task != task);
-        self.len.store(local.tasks.len() as u64, SeqCst);
+        self.len.store(local.tasks.len() as u64, Release);
         if !was_front {
             return;
         }
         if !local.tasks.is_empty() {
-            if !is_local {
+            if !is_local() {
                 local.wake_front();
             }
             return;
@@ -220,7 +220,7 @@ fn contend(what: &str, preemptions: usize, cancels: &[bool], has_other: bool) {
             move || {
                 let is_done = world.start(task);
                 if !is_done && cancels {
-                    world.leave(task, false);
+                    world.leave(task, || false);
                 }
                 (is_done, cancels)
             }

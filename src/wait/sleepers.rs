@@ -318,9 +318,9 @@ impl<'a> Sleepers<'a> {
         oldest
     }
 
-    /// Returns how many processes may sleep here; those of the crowd are one.
+    /// Returns how many processes may sleep here, dead or alive; those of the crowd are one.
     pub(crate) fn count(&self) -> u32 {
-        self.words[MARKS].load(Relaxed).count_ones()
+        (self.words[MARKS].load(Relaxed) & (MARKED | CROWD)).count_ones()
     }
 
     /// The processes in the list, dead or alive, without the crowd.

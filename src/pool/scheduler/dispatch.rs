@@ -42,8 +42,6 @@ const SHARE_AFTER: Duration = Duration::from_millis(2);
 const MOST_ASKED: usize = 4;
 /// So many waiting calls at most are looked at for one that a worker is free for, or that has no order at any.
 const MOST_TRIED: usize = 8;
-/// Of orders that are over before a clock is read, so few are timed.
-const TIMED_ONE_IN: u32 = 8;
 /// A call with long items gets a worker of a quick one no more often than this.
 const BALANCE: Duration = Duration::from_millis(10);
 /// So often the number of workers that are kept awake is doubled.
@@ -157,18 +155,18 @@ impl Scheduler {
                 }
                 continue;
             };
-            let Some(len) = next_len(&group) else {
+            if next_len(&group).is_none() {
                 self.queue.pop_front();
                 continue;
-            };
-            let (seat, group, len) = match self.choose(&group, effects) {
-                Some(seat) => (seat, group, len),
+            }
+            let (seat, group) = match self.choose(&group, effects) {
+                Some(seat) => (seat, group),
                 None => {
-                    let Some((seat, group)) = self.choose_for_others(&group, effects) else { return };
-                    let Some(len) = next_len(&group) else { continue };
-                    (seat, group, len)
+                    let Some(chosen) = self.choose_for_others(&group, effects) else { return };
+                    chosen
                 }
             };
+            let Some(len) = next_len(&group) else { continue };
             let Some(worker) = self.seats.worker(seat) else { return };
             if !worker.takes(len) {
                 continue;
@@ -378,7 +376,7 @@ impl Scheduler {
             group.keep(chunk.bytes().len());
         }
         let pace = group.pace(worker.running.is_empty());
-        let is_timed = group.is_timed(chunk.count) || worker.lane.next_number().is_multiple_of(TIMED_ONE_IN);
+        let is_timed = group.is_timed(chunk.count) || is_sampled(worker.lane.next_number());
         match worker.give(&group, &mut chunk, (pace, grace, is_timed), effects) {
             Some(number) => {
                 self.given.insert(seat);
@@ -590,6 +588,12 @@ impl Scheduler {
     }
 }
 
+/// Returns `true` for one order in eight, in no order that items could follow: of orders that take no longer than a clock, so many are timed.
+fn is_sampled(number: u32) -> bool {
+    // Knuth's multiplicative hash.
+    number.wrapping_mul(0x9e37_79b1) >> 29 == 0
+}
+
 /// A chunk is given out: counts how long it has waited, once.
 pub(super) fn note_wait(waits: &mut Histogram, chunk: &mut Chunk, now: Instant) {
     if !std::mem::replace(&mut chunk.has_waited, true) {
@@ -722,6 +726,9 @@ impl Worker {
             self.unsent = Some(given_up);
             effects.side_orders.push(self.side_orders.clone());
         }
-        self.lane.give(if items == 1 { IN_PIPE | BARE } else { IN_PIPE }, [&header, &[]], items)
+        let number = self.lane.give(if items == 1 { IN_PIPE | BARE } else { IN_PIPE }, [&header, &[]], items);
+        // Not once those of others are sent, too.
+        self.lane.notify_given();
+        number
     }
 }

@@ -1,6 +1,6 @@
 //! Work that an event leaves for after the scheduler's lock is released, and the tasks of the driver.
 
-use super::worker::Control;
+use super::worker::{Control, Took};
 use crate::channel::lane::PoolEnd;
 use crate::error::{Error, Result};
 use crate::pool::batch::ResultBatch;
@@ -80,8 +80,8 @@ pub(in crate::pool) struct Effects {
     /// Workers that were killed because they did not end within their time.
     pub(in crate::pool) late: Vec<(String, Duration)>,
     pub(super) now: Option<Instant>,
-    /// The calls whose orders have come to their end, the number of items, and the time they took if their worker reported it.
-    pub(super) ended: Vec<(Arc<CallItems>, u32, Option<Duration>)>,
+    /// The calls whose orders have come to their end, with the number of items.
+    pub(super) ended: Vec<(Arc<CallItems>, u32, Took)>,
 }
 
 impl Effects {

@@ -3,7 +3,7 @@
 use super::Scheduler;
 use super::deadlines::DueEvent;
 use super::effects::Effects;
-use super::worker::{Phase, Running, Worker};
+use super::worker::{Phase, Running, Took, Worker};
 use crate::channel::{lane, spsc};
 use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::pool::batch::ResultBatch;
@@ -204,6 +204,8 @@ impl Worker {
             if plain > 0 {
                 let batch = match start == 0 && at == bytes.len() {
                     true => std::mem::take(&mut bytes),
+                    // A result that is kept for long keeps those that came with it.
+                    false if (at - start) * 4 < bytes.len() => Bytes::copy_from_slice(&bytes[start..at]),
                     false => bytes.slice(start..at),
                 };
                 running.done += plain;
@@ -248,10 +250,17 @@ impl Worker {
 
 /// Has groups learn from items that one worker has done in `time`, where it has not measured them; items that came
 /// together is taken to have taken equally long.
-fn teach(ended: &[(Arc<CallItems>, u32, Option<Duration>)], time: Duration, runs: &mut Histogram) {
+fn teach(ended: &[(Arc<CallItems>, u32, Took)], time: Duration, runs: &mut Histogram) {
     let total = ended.iter().map(|(_, count, _)| *count).sum::<u32>().max(1);
     for (group, count, took) in ended.iter().filter(|(_, count, _)| *count > 0) {
-        let time = took.unwrap_or(time / total * *count);
+        let time = match took {
+            Took::Reported(time) => *time,
+            Took::Unknown => time / total * *count,
+            Took::Usual => {
+                runs.add(group.usual_time(), u64::from(*count));
+                continue;
+            }
+        };
         group.learn(time, *count);
         runs.add(time / *count, u64::from(*count));
     }

@@ -259,6 +259,7 @@ impl World {
     /// The invariants, checked after each event.
     fn check(&mut self) {
         let scheduler = &mut self.scheduler;
+        assert!(scheduler.given.is_empty(), "a worker was not notified of an order");
         scheduler.seats.update();
         let index = scheduler.seats.index();
         let (mut out, mut pending, mut chunks) = (0, 0, 0);

@@ -14,6 +14,8 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// An order that took no longer by the pool's own clock took no longer at its worker.
+const LONG: Duration = Duration::from_millis(2);
 /// So long a worker may take to copy so much of an order.
 const SENDS_64_KIB: Duration = Duration::from_millis(1);
 
@@ -133,6 +135,29 @@ pub(super) struct Running {
     pub(super) is_timed: bool,
 }
 
+/// How long some items took.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Took {
+    /// As their worker has measured it.
+    Reported(Duration),
+    /// It was to be measured, and was not.
+    Unknown,
+    /// It was not measured, as items of their call are over at once.
+    Usual,
+}
+
+impl Took {
+    /// Adds the time of other items; false if it is not of the same kind.
+    fn add(&mut self, other: Self) -> bool {
+        match (self, other) {
+            (Took::Reported(time), Took::Reported(more)) => *time += more,
+            (Took::Unknown, Took::Unknown) | (Took::Usual, Took::Usual) => {}
+            _ => return false,
+        }
+        true
+    }
+}
+
 /// What the orders of a worker have in common.
 #[derive(Default)]
 pub(super) struct Orders {
@@ -212,28 +237,23 @@ impl Worker {
     }
 
     /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
-    pub(super) fn pop_complete(
-        &mut self,
-        now: Option<Instant>,
-        ended: &mut Vec<(Arc<CallItems>, u32, Option<Duration>)>,
-    ) {
+    pub(super) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<CallItems>, u32, Took)>) {
         while self.running.front().is_some_and(|running| running.done >= running.end) {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);
             if let Some(now) = now {
-                // One that is not timed counts as usual.
-                let took = match running.is_timed {
-                    true => self.lane.took(running.number),
-                    false => running.group.item_time().map(|time| time * running.done),
+                // A worker reports also of an order that took long though it was not to be timed.
+                let may_be_reported = running.is_timed || now.saturating_duration_since(running.since) >= LONG;
+                let reported = if may_be_reported { self.lane.took(running.number) } else { None };
+                let took = match (reported, running.is_timed) {
+                    (Some(time), _) => Took::Reported(time),
+                    (None, true) => Took::Unknown,
+                    (None, false) => Took::Usual,
                 };
-                match ended.last_mut() {
-                    Some((group, count, time))
-                        if Arc::ptr_eq(group, &running.group) && time.is_some() == took.is_some() =>
-                    {
-                        *count += running.done;
-                        *time = time.and_then(|time| Some(time + took?));
-                    }
-                    _ => ended.push((running.group, running.done, took)),
+                let before = ended.last_mut().filter(|(group, ..)| Arc::ptr_eq(group, &running.group));
+                match before.and_then(|(_, count, before)| before.add(took).then_some(count)) {
+                    Some(count) => *count += running.done,
+                    None => ended.push((running.group, running.done, took)),
                 }
                 self.running.front_mut().into_iter().for_each(|next| next.since = now);
             }
