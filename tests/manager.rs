@@ -914,24 +914,6 @@ async fn unpolled_call_that_waits_for_room_blocks_no_other() {
     .await;
 }
 
-/// The manager takes no request of a client that does not read its answers.
-#[tokio::test]
-async fn call_that_waits_for_room_reads_answers_that_nobody_else_reads() {
-    within(async {
-        let manager = Manager::start().await.unwrap();
-        let list = manager.list::<Vec<u8>>().await.unwrap();
-        list.extend(vec![vec![0; 300_000]; 8]).await.unwrap();
-        let mut gets: Vec<_> = (0..8).map(|at| list.get(at).boxed()).collect();
-        assert!(gets.iter_mut().all(|get| get.now_or_never().is_none()));
-        let full = fill_pipe(&manager, &list);
-        go_on(manager.pid());
-        assert!(list.len().await.unwrap() > 8);
-        drop((gets, full));
-        manager.shutdown().await.unwrap();
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn wait_that_is_dropped_was_never_made_if_it_was_not_sent_and_takes_nothing_if_it_was() {
     within(async {

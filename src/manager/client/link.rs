@@ -361,3 +361,44 @@ impl Drop for Pending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::socket::{Wait, packet_pair};
+    use crate::wire::frame;
+    use futures_util::FutureExt;
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    /// The manager takes no request of a client that does not read its answers.
+    #[tokio::test]
+    async fn call_that_waits_for_room_reads_answers_that_nobody_else_reads() {
+        let (connector, intake) = packet_pair().unwrap();
+        let link = Link::to((77, 0), 1, connector).unwrap();
+        let transport = link.transport().unwrap();
+        let ends = frame::recv(intake.as_fd(), Wait::No).unwrap().unwrap();
+        let manager = Pipe::accept(ends, Box::new(|| ())).unwrap();
+        let not_polled = link.send(link.request(messages::COUNT), None).await.unwrap();
+        while transport.has_room() {
+            transport.post(EncodedMessage::new(vec![0; 1 << 18], Vec::new()));
+        }
+        let mut waits = Box::pin(link.ask(link.request(messages::COUNT)));
+        assert!((&mut waits).now_or_never().is_none());
+        let mut answer = Writer::default();
+        answer.number(not_polled.id).append_part(&7u64).unwrap();
+        manager.send(answer.into_encoded()).unwrap();
+        let is_read = async {
+            while link.calls.take(not_polled.id).is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let read = async {
+            tokio::select! {
+                () = is_read => {}
+                _ = &mut waits => panic!("nobody has answered"),
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), read).await.unwrap();
+    }
+}
