@@ -190,7 +190,7 @@ async fn holder_of_the_guard_may_set_until_it_uses_the_guard() {
     assert_eq!(guard[..], [11, 2]);
     assert_eq!(array.get(0), Some(11));
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| array.set(0, 1))).unwrap_err();
-    assert!(panic.downcast_ref::<&str>().is_some_and(|text| text.contains("write by the guard")));
+    assert!(panic.downcast_ref::<String>().is_some_and(|text| text.contains("write by the guard")));
     drop(guard);
     array.set(0, 1);
     let guard = array.lock().await.unwrap();
