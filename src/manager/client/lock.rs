@@ -59,7 +59,8 @@ impl Waits for LockObject {
 
 /// A lock or a permit of a manager that this process holds. Dropping it releases it.
 ///
-/// If the connection to the manager is lost, the manager releases it too. See [`LockProxy`] and [`SemaphoreProxy`] for examples.
+/// If the connection to the manager is lost, the manager releases it too. See [`LockProxy`] and
+/// [`SemaphoreProxy`](crate::manager::SemaphoreProxy) for examples.
 #[must_use = "what is dropped at once protects nothing"]
 pub struct Grant(pub(crate) Asked);
 
