@@ -219,7 +219,6 @@ impl WaitQueue {
     }
 
     /// Returns `true` if it is armed, and no notice has come since.
-    #[cfg(not(multiprocess_loom))]
     pub(crate) fn is_armed(&self) -> bool {
         lock(&self.local).place.is_some()
     }
