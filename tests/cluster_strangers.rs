@@ -548,12 +548,8 @@ async fn calls_by_a_connection_that_takes_nothing_fail_together_and_later_ones_d
     proxy.takes_nothing.store(false, SeqCst);
     let _host = Host::start(&server, 1);
     // What the client still has goes to the server first: tens of MiB through a proxy.
-    let works = async {
-        while !pool.apply(square, (5,)).await.is_ok_and(|n| n == 25) {
-            tokio::time::sleep(20 * MS).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), works).await.expect("it works again");
+    let works = async || pool.apply(square, (5,)).await.is_ok_and(|n| n == 25);
+    until_within(Duration::from_secs(60), "it works again", works).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -171,13 +171,18 @@ pub fn pool(server: &Server) -> Pool {
 }
 
 /// Waits until a condition holds that has to be asked for.
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, condition).await;
+}
+
+/// The same, for one that may take as long as `limit`.
+pub async fn until_within(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let all = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(limit, all).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 /// Collects the warnings of the crate, each with its fields.

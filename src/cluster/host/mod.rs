@@ -95,7 +95,7 @@ struct HeldJob {
     is_of_old_stream: bool,
     commands: UnboundedSender<JobCommand>,
     task: AbortHandle,
-    /// Its items have been executed; what is left is to have the answer confirmed.
+    /// Its items have been executed. The answer still has to be confirmed.
     is_executed: bool,
     items: u64,
     /// The text that replaces its own.
@@ -299,7 +299,7 @@ impl Service {
         busy.chain([beat]).chain(unreported).chain(killed).chain(self.pulls.until()).min().unwrap_or(beat)
     }
 
-    /// Does what is due; why it cannot go on, if that is so.
+    /// Does the work that is due. Returns an error if the host cannot go on.
     async fn tend(&mut self, now: Instant) -> Option<Error> {
         if now >= self.due.beat {
             self.due.beat = now + if self.jobs.is_empty() { IDLE_BEAT } else { BEAT };

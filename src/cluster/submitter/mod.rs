@@ -1,9 +1,9 @@
 //! The submitter: takes the orders of a pool, has hosts execute them, and holds each until it is answered.
 //!
-//! # Who holds what
+//! # Where an order is
 //! An order is here from when it was taken until its last result has come, it was cancelled, or it failed. Its message is in
-//! the stream, or at a host, or both. Nothing that the stream or a host does is believed: what has been out for two leases
-//! without a word from a host is looked for in the stream, and published again under a new number if it is not there. The
+//! the stream, or at a host, or both. Nothing that the stream or a host does is believed: a message that has been out for
+//! two leases without a word from a host is looked for in the stream, and published again under a new number if it is not there. The
 //! first answer to an item counts, by the pool's table.
 //!
 //! # Death
@@ -11,7 +11,7 @@
 //! |---|---|
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
 //! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was; if none asks, it is counted two leases later |
-//! | the server | all of it waits; after a reconnect what was not acknowledged is published again, under the same id |
+//! | the server | all of it waits; after a reconnect each message without an acknowledgement is published again, under the same id |
 //! | the server, stopped and still connected | calls fail once it has answered nothing for the address's `offline_timeout` |
 
 mod answers;
@@ -192,7 +192,7 @@ impl Work {
         None
     }
 
-    /// Fails what is asked, if that has no prospect; whether the pool has ended.
+    /// Fails new calls if they have no prospect. Returns `true` if the pool has ended.
     fn is_over_without_connection(&mut self) -> bool {
         if let Some(error) = self.outage.error(&self.names.pool, self.address.offline_timeout) {
             while let Some(order) = self.orders.take() {

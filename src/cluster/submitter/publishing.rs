@@ -170,7 +170,7 @@ impl Session {
         }
     }
 
-    /// Publishes again what was not acknowledged in time; or at once, as the connection or the stream is a new one.
+    /// Publishes messages again that were not acknowledged in time, or all such at once if the connection or the stream is new (`is_new`).
     pub(super) async fn publish_due(&mut self, is_new: bool) {
         if !self.is_ready || !self.is_connected() {
             return;

@@ -179,7 +179,7 @@ impl Link {
         self.has_room.notify_waiters();
     }
 
-    /// Reads, and has the reader come for what is still to be read and no task polls for.
+    /// Reads, and has the reader come for answers that are still to be read and that no task polls for.
     fn read_for_sleepers(self: &Arc<Self>) {
         self.read();
         if self.calls.has_sleepers()

@@ -61,7 +61,7 @@ impl Waits for LockObject {
 ///
 /// If the connection to the manager is lost, the manager releases it too. See [`LockProxy`] and
 /// [`SemaphoreProxy`](crate::manager::SemaphoreProxy) for examples.
-#[must_use = "what is dropped at once protects nothing"]
+#[must_use = "a grant that is dropped at once protects nothing"]
 pub struct Grant(pub(crate) Asked);
 
 impl Grant {

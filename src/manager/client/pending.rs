@@ -96,8 +96,8 @@ impl PendingCalls {
         }
     }
 
-    /// Gives an answer to the call that waits for it. It comes back if there is none any more; an answer to what was never
-    /// asked is an error.
+    /// Gives an answer to the call that waits for it. It comes back if there is none any more; an answer without a request is an
+    /// error.
     pub(crate) fn deliver(&self, answer: EncodedMessage) -> Result<Option<EncodedMessage>> {
         let id = messages::id_of(answer.bytes()).unwrap_or_default();
         let mut state = lock(&self.0);

@@ -48,7 +48,7 @@ impl Connection {
         if error.kind() == ErrorKind::Closed {
             return;
         }
-        // Memory or descriptors run out: its caller gets an error, and has not got what was given.
+        // Memory or descriptors run out: its caller gets an error in place of the result.
         let mut refusal = Writer::answer(id, self.clone());
         refusal.error(&error);
         if self.send(refusal.into_encoded()).is_err() {

@@ -85,7 +85,7 @@ impl Server {
         }
     }
 
-    /// Tries what is parked at an object whose turn is held; the first to come is the first to go.
+    /// Tries the jobs that are parked at an object whose turn is held, first come, first served.
     fn retry(&self, object: &Object<Box<Job>>, todo: &mut VecDeque<Box<Job>>) {
         loop {
             let parked = std::mem::take(&mut *lock(&object.parked));

@@ -212,7 +212,7 @@ pub(crate) struct Frame {
     /// The arguments are part of it.
     pub(crate) reader: Reader,
     pub(crate) arguments: Option<Span>,
-    /// The answer, to which what is returned is appended.
+    /// The answer, to which the result is appended.
     pub(crate) out: Writer,
     /// If the call may have to wait.
     pub(crate) wait: Option<Attempt>,

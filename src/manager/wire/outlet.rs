@@ -1,7 +1,7 @@
-//! Admission to a pipe: a message is begun only when what is under way leaves room for it, so that none waits once begun.
+//! Admission to a pipe: a message is begun only when those under way leave room for it, so that none waits once begun.
 //!
-//! Messages that must not wait (a release, the answer to a request that was begun) are sent in any case, beyond the limit; so how much can
-//! be under way is bounded by the limit and by what was begun.
+//! Messages that must not wait (a release, the answer to a request that was begun) are sent in any case, beyond the limit; so the bytes
+//! under way are bounded by the limit and by the requests that were begun.
 
 use crate::channel::Sender;
 use crate::error::SendError;

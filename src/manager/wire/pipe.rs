@@ -5,7 +5,7 @@
 //!
 //! Memory of a pipe that is found damaged ends the connection: waiting calls get an error that names the damage, and nothing is tried
 //! again. So does a lack of memory for what must arrive: the manager then lets go of all that its client holds. Descriptors
-//! that the kernel does not take now are tried again after a while, and what was posted after them follows.
+//! that the kernel does not take now are tried again after a while, and later messages follow them.
 //!
 //! # Cancel
 //! A call that is dropped before it is sent was never made.
@@ -173,7 +173,7 @@ impl Pipe {
         }
     }
 
-    /// Sends what was posted, in order. After an error one of the messages is lost.
+    /// Sends the posted messages, in order. After an error one of them is lost.
     fn flush(&self, outlet: &mut Outlet) -> Result<Sent> {
         let mut sent = Sent::All(true);
         while let Sent::All(_) = sent {
@@ -206,7 +206,7 @@ impl Pipe {
         !lock(&self.unsent).is_empty()
     }
 
-    /// Sends what was posted. A thread that has used the outlet comes here after it.
+    /// Sends the posted messages. A thread that has used the outlet comes here after it.
     fn send_rest(&self) {
         while self.has_unsent() {
             let Some(mut outlet) = try_lock(&self.outlet) else { return };
@@ -243,7 +243,7 @@ impl Pipe {
             }
         };
         if background::spawn(thread::Builder::new().name("mp-retry".into()), again).is_err() {
-            // It goes with what is sent next.
+            // It goes with the next message.
             self.will_retry.store(false, SeqCst);
         }
     }

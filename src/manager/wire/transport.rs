@@ -38,7 +38,7 @@ pub(crate) trait Transport: Send + Sync {
         let _ = self.send(message);
     }
 
-    /// Waits for a moment until what was posted is on its way.
+    /// Waits for a moment until the posted messages are on their way.
     fn press(&self) {}
 
     /// The next message, if one is there. An error is the last, and the end.

@@ -15,7 +15,7 @@ pub(crate) type Ticket = (u64, u64);
 #[derive(Clone, Copy)]
 pub(crate) struct Try {
     pub(crate) ticket: Ticket,
-    /// The caller's time is over: what cannot be done at once is not done.
+    /// The caller's time is over: nothing is done that cannot be done at once.
     pub(crate) is_late: bool,
 }
 
