@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 mod cluster;
 mod common;
-use cluster::{Host, Server, until};
+use cluster::{Host, Server, until, until_within};
 use common::within;
 
 mp::test_support!();

@@ -166,11 +166,12 @@ impl Error {
     /// [`kind`](Self::kind): more errors may get a name.
     ///
     /// ```
-    /// use multiprocess::Process;
-    ///
-    /// let error = Process::spawn(|| 1, ()).unwrap_err(); // Without `run` or `init` before it.
-    /// assert_eq!(error.help(), Some("not-initialized"));
-    /// assert!(error.to_string().ends_with(" [not-initialized]"));
+    /// # multiprocess::init();
+    /// let queue = multiprocess::JoinableQueue::<u8>::unbounded()?;
+    /// let error = queue.task_done().unwrap_err(); // Nothing was taken.
+    /// assert_eq!(error.help(), Some("task-done"));
+    /// assert!(error.to_string().ends_with(" [task-done]"));
+    /// # Ok::<(), multiprocess::Error>(())
     /// ```
     pub fn help(&self) -> Option<&'static str> {
         self.0.topic.map(Topic::name)
@@ -199,8 +200,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { message, topic, .. } = &*self.0;
         f.write_str(message)?;
-        let is_one_line = !message.contains('\n');
-        topic.map_or(Ok(()), |topic| write!(f, "{}{topic}", if is_one_line { ' ' } else { '\n' }))
+        topic.map_or(Ok(()), |topic| write!(f, "{}{topic}", Topic::separator(message)))
     }
 }
 
