@@ -312,6 +312,18 @@ async fn errors_that_say_all_have_no_name() {
     assert_eq!((error.help(), error.to_string()), (None, "the licence [of 1999] is over".into()));
     let queue = Queue::<u8>::unbounded().unwrap();
     assert_eq!(queue.try_get().unwrap_err().help(), None);
+    // A word of the user's own is no name, though one is called so.
+    let refuses = || mp::Result::<()>::Err(Error::other("no such key: limits[timeout]"));
+    let error = within(pool.apply(refuses, ())).await.unwrap().unwrap_err();
+    assert_eq!((error.help(), error.to_string()), (None, "no such key: limits[timeout]".into()));
+    let panics = || -> u8 { panic!("bad row: cols[stopped]") };
+    let error = within(pool.apply(panics, ())).await.unwrap_err();
+    assert!(error.to_string().contains("cols[stopped]"), "{error}");
+    explained(error, "panicked");
+    let source = [1, 2].into_iter().inspect(|n| assert!(*n < 2, "bad row: cols[stopped]"));
+    let error = within(pool.map(|n: i32| n, source)).await.unwrap_err();
+    assert!(error.to_string().contains("cols[stopped]"), "{error}");
+    explained(error, "source-panicked");
     let mut results = pool.imap(|n: u8| n, [1]);
     assert_eq!(within(results.next()).await.unwrap().unwrap(), 1);
 }

@@ -3,7 +3,7 @@
 
 use super::{Error, ErrorKind, Inner, PanicInfo, Topic};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::fmt;
+use std::fmt::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 
 /// An error's source chain as it looks after a journey: text.
@@ -62,11 +62,17 @@ impl Serialize for Error {
 
 impl<'de> Deserialize<'de> for Error {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let portable = Portable::deserialize(deserializer)?;
+        let mut portable = Portable::deserialize(deserializer)?;
+        let topic = portable.topic.as_deref().and_then(Topic::named);
+        if let (Some(unknown), None) = (portable.topic, topic) {
+            // A part of the text, where the next receiver may find it.
+            let separator = Topic::separator(&portable.message);
+            let _ = write!(portable.message, "{separator}[{unknown}]");
+        }
         Ok(Self(Box::new(Inner {
             kind: portable.kind,
             message: portable.message,
-            topic: portable.topic.as_deref().and_then(Topic::named),
+            topic,
             source: SourceText::chain(portable.sources).map(|source| source as _),
             panic: portable.panic,
             exit_status: portable.raw_status.map(ExitStatusExt::from_raw),

@@ -116,17 +116,49 @@ topics! {
 
 impl Topic {
     /// The topic that `text` ends with, and the text before it. Only in a text can a topic pass through a panic, or an error of another type.
+    ///
+    /// A word in brackets that [`separator`](Self::separator) would not have put there belongs to the text, such as `limits[timeout]`.
     pub(crate) fn cut(text: &str) -> (&str, Option<Self>) {
         let cut = || {
-            let (before, name) = text.strip_suffix(']')?.rsplit_once('[')?;
-            Some((before.trim_end(), Self::named(name)?))
+            let (before, name) = text.trim_end().strip_suffix(']')?.rsplit_once('[')?;
+            let topic = Self::named(name)?;
+            let before = before.strip_suffix([' ', '\n'])?;
+            let is_ours = text.as_bytes()[before.len()] == Self::separator(before) as u8;
+            is_ours.then_some((before, topic))
         };
         cut().map_or((text, None), |(before, topic)| (before, Some(topic)))
+    }
+
+    /// The character between an error's text and its short name.
+    pub(super) fn separator(text: &str) -> char {
+        if text.contains('\n') { '\n' } else { ' ' }
     }
 }
 
 impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}]", self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_off_only_where_display_would_put_it() {
+        let cut = |text| Topic::cut(text);
+        assert_eq!(cut("it ended [died]"), ("it ended", Some(Topic::Died)));
+        assert_eq!(cut("it ended\nat once\n[died]\n"), ("it ended\nat once", Some(Topic::Died)));
+        for text in [
+            "limits[died]",
+            "it ended\nat once [died]",
+            "it ended\n[died]",
+            "[died]",
+            "it ended [unknown]",
+            "it ended [died] and more",
+        ] {
+            assert_eq!(cut(text), (text, None));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Threads: all that the crate starts, but for those of its runtimes.
 
-use super::call::of_new_task;
+use super::call::of_new_thread;
 use super::sync::lock;
 use super::{fork, reactor, refuse};
 use crate::error::{Explained, Topic};
@@ -48,7 +48,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     refuse::at("clone")?;
-    builder.spawn(run).map_err(of_new_task)
+    builder.spawn(run).map_err(of_new_thread)
 }
 
 /// Starts a thread that ends before `scope` does.
@@ -58,7 +58,7 @@ pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
     run: impl FnOnce() -> T + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, T>> {
     refuse::at("clone")?;
-    builder.spawn_scoped(scope, run).map_err(of_new_task)
+    builder.spawn_scoped(scope, run).map_err(of_new_thread)
 }
 
 /// Runs `work`, which may block, on a thread of its own inside the present runtime, and sends what it returns. Not by tokio's

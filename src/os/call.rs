@@ -3,14 +3,23 @@
 use crate::error::{Explained, Topic};
 use std::io;
 
-/// For `map_err`: the error of a call that makes a process or a thread. At the limit of their number the kernel asks to try again.
-pub(super) fn of_new_task(error: io::Error) -> io::Error {
+/// For `map_err`: the error of a call that makes a process. At the limit of their number the kernel asks to try again.
+pub(super) fn of_new_process(error: io::Error) -> io::Error {
+    at_limit(error, "")
+}
+
+/// The same of a call that makes a thread. libc says the same if there are no addresses for its stack.
+pub(super) fn of_new_thread(error: io::Error) -> io::Error {
+    at_limit(error, ", or no memory for a stack is left (RLIMIT_AS, which `memory_limit` sets)")
+}
+
+fn at_limit(error: io::Error, or: &str) -> io::Error {
     if error.kind() != io::ErrorKind::WouldBlock {
         return error;
     }
     let why =
         "there are as many processes and threads as there may be (RLIMIT_NPROC, or pids.max of the control group)";
-    Explained::error(error.kind(), Topic::ProcessLimit, format!("{why}: {error}"))
+    Explained::error(error.kind(), Topic::ProcessLimit, format!("{why}{or}: {error}"))
 }
 
 /// For `map_err`: an error that names `call`, if that is forbidden or missing here. Other errors stay as they are.

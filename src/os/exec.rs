@@ -10,7 +10,7 @@
 //! ([prctl(2)](https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html)). An exec keeps it, and a process that it forks
 //! has none. It is a signal that by default does nothing. Both are removed when the role is taken.
 
-use super::call::of_new_task;
+use super::call::of_new_process;
 use super::{background, pidfd, pipe, rights, spawn};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use rustix::process::{parent_process_death_signal, set_parent_process_death_signal};
@@ -342,7 +342,7 @@ fn spawn_by_path(path: &CStr, actions: &Actions, arguments: &[CString], variable
             variables.as_ptr().cast(),
         )
     };
-    check(failed).map(|()| pid as u32).map_err(of_new_task)
+    check(failed).map(|()| pid as u32).map_err(of_new_process)
 }
 
 fn with_null(strings: &[CString]) -> Vec<*const c_char> {

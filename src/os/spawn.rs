@@ -49,7 +49,7 @@ pub(crate) fn fork(_: SingleThreaded) -> io::Result<Fork> {
     super::refuse::at("fork")?;
     // SAFETY: this process has one thread, so no other can hold a lock that would stay locked in the child.
     match super::fork::ours(|| unsafe { libc::fork() }) {
-        -1 => Err(super::call::of_new_task(io::Error::last_os_error())),
+        -1 => Err(super::call::of_new_process(io::Error::last_os_error())),
         0 => {
             super::background::permit();
             Ok(Fork::Child)
