@@ -15,6 +15,31 @@ use common::{Deadline, eventually, holdings, in_child, limit_descriptors, rounds
 multiprocess::test_support!();
 common::quiet::quiet_stderr!();
 
+static RUN: OnceLock<mp::Value<u32>> = OnceLock::new();
+
+#[tokio::test]
+async fn items_of_a_source_that_takes_its_time_run_while_it_prepares_the_next() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    for len in [1, 2 << 10] {
+        let run = mp::Value::new(0)?;
+        let keeps = |run: mp::Value<u32>| RUN.set(run).expect("once");
+        let pool = Pool::builder().workers(2).initializer(keeps, (run.clone(),)).build()?;
+        // Each item takes longer than a tick of the kernel's clock, and ends once those before it have run.
+        let source = (0..4).map(move |n| {
+            let begun = Instant::now();
+            while begun.elapsed() < 30 * MS || run.get() < n {
+                assert!(begun.elapsed() < Duration::from_secs(20), "an item before {n} is held back");
+                std::thread::sleep(MS);
+            }
+            vec![0_u8; len]
+        });
+        let count = |_: Vec<u8>| RUN.get().map(|run| run.fetch_add(1));
+        let results: Vec<_> = pool.imap(count, source).chunksize(1).try_collect().await?;
+        assert_eq!(results.len(), 4);
+    }
+    Ok(())
+}
+
 static DROPPED: AtomicU32 = AtomicU32::new(0);
 
 #[derive(serde::Serialize, serde::Deserialize)]

@@ -4,7 +4,7 @@ use crate::channel::spsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::entry::{IS_VALUE, Outcome};
 use crate::wire::EncodedMessage;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use serde::de::DeserializeOwned;
 
 /// Results as they came from a worker, one after the other.
@@ -86,8 +86,9 @@ impl ResultBatch {
     #[expect(clippy::type_complexity, reason = "two parts of two variants")]
     pub(super) fn into_records(self) -> std::result::Result<(u64, u32, Vec<u8>), (u64, Result<(u8, EncodedMessage)>)> {
         match self {
-            ResultBatch::Records(Records { first, count, bytes, at, .. }) => {
-                Ok((first, count, bytes.slice(at..).into()))
+            ResultBatch::Records(Records { first, count, mut bytes, at, .. }) => {
+                bytes.advance(at);
+                Ok((first, count, bytes.into()))
             }
             ResultBatch::One(index, outcome) => {
                 Err((index, outcome.unwrap_or_else(|| Err(Error::other("a result is missing")))))
@@ -106,7 +107,12 @@ impl ResultBatch {
                     let Some((tag, _, len)) = spsc::first(bytes.get(at..).unwrap_or_default()) else { break };
                     if wanted(index) {
                         let kinds = kinds.iter().filter(|(of, _)| *of == index).copied().collect();
-                        let batch = Self::records(index, 1, u32::from(tag != IS_VALUE), bytes.slice(at..at + len));
+                        // A result that is kept for long keeps those that came with it.
+                        let record = match len * 4 < bytes.len() {
+                            true => Bytes::copy_from_slice(&bytes[at..at + len]),
+                            false => bytes.slice(at..at + len),
+                        };
+                        let batch = Self::records(index, 1, u32::from(tag != IS_VALUE), record);
                         batches.push(batch.with_kinds(kinds));
                     }
                     at += len;

@@ -73,8 +73,9 @@ impl Input for Records {
             let rest = self.bytes.get(self.at..).unwrap_or_default();
             // They were counted before.
             let Some((_, _, len)) = spsc::first(rest) else { break };
-            if self.left == 1 && chunk.count == 0 && len.is_multiple_of(ALIGN) {
-                // The only one may be large.
+            let is_most = len * 4 >= self.bytes.len();
+            if self.left == 1 && chunk.count == 0 && is_most && len.is_multiple_of(ALIGN) {
+                // It may be large. A small one would keep all others.
                 chunk.set_only(self.bytes.slice(self.at..self.at + len));
                 (self.at, self.left) = (self.at + len, 0);
                 break;

@@ -9,7 +9,7 @@ use super::input::{Input, Most, Stop};
 use super::options::{Options, Progress};
 use crate::channel::Item;
 use crate::error::{Error, Result};
-use crate::os::fork;
+use crate::os::{clock, fork};
 use crate::process::{Function, entry};
 use crate::wait::{Spin, Spinner, Spun};
 use serde::de::DeserializeOwned;
@@ -32,6 +32,27 @@ impl Target {
         A: DeserializeOwned + 'static,
     {
         Self { call: entry::Call::of(f), label: std::any::type_name::<F>() }
+    }
+}
+
+/// When chunks were begun that are to be submitted together.
+struct Since {
+    exact: Instant,
+    coarse_ns: u64,
+}
+
+impl Since {
+    fn now() -> Self {
+        Self { exact: Instant::now(), coarse_ns: clock::coarse_ns() }
+    }
+
+    fn is_long_ago(&self) -> bool {
+        self.exact.elapsed() >= HELD
+    }
+
+    /// For small chunks, of which each costs less than a look at the exact clock may.
+    fn is_a_tick_ago(&self) -> bool {
+        clock::coarse_ns() != self.coarse_ns
     }
 }
 
@@ -129,7 +150,7 @@ impl Flight {
         // Their number may change meanwhile; waiting callers are then woken.
         let workers = self.pool.shared().slots(self.group.is_brief());
         let (mut chunks, mut bytes, mut is_large_ahead) = (Vec::new(), 0, false);
-        let mut first = None;
+        let mut since = Since::now();
         while let Some((input, _)) = &mut self.input {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
@@ -163,14 +184,14 @@ impl Flight {
             let len = chunk.bytes().len();
             bytes += len;
             // Nor do workers wait for a source that takes its time.
-            let is_late = len >= TOGETHER / 16 && first.get_or_insert_with(Instant::now).elapsed() >= HELD;
+            let is_late = if len >= TOGETHER / 16 { since.is_long_ago() } else { since.is_a_tick_ago() };
             if chunk.count > 0 {
                 chunks.push(chunk);
             }
             let is_over = !matches!(stop, Stop::Full);
             if is_over || is_late || bytes >= TOGETHER || chunks.len() >= 16 {
                 self.submit(&mut chunks);
-                (bytes, first) = (0, None);
+                (bytes, since) = (0, Since::now());
             }
             match stop {
                 Stop::Full => {}

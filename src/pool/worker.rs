@@ -108,8 +108,10 @@ struct Context {
 /// How often a worker looks at its memory at most: how much it has, and how much it had at most, unless it has more than that.
 const SAMPLE_EVERY: Duration = Duration::from_millis(5);
 const READ_EVERY: Duration = Duration::from_millis(50);
-/// An order that was expected to be over at once and took longer than this is timed after all: two steps of the clock that says so.
-const LONG: Duration = Duration::from_millis(8);
+/// An order that was expected to be over at once and took longer than this is timed after all. It is at least two ticks of the clock that says so.
+fn long() -> Duration {
+    (2 * clock::coarse_tick()).max(Duration::from_millis(8))
+}
 
 impl Conditions {
     fn apply(&self) -> Result<()> {
@@ -244,7 +246,7 @@ impl Context {
         }
         // It was expected to be over at once.
         let about = Duration::from_nanos(clock::coarse_ns().saturating_sub(self.begun_about));
-        if about >= LONG {
+        if about >= long() {
             self.lane.note_took(order, about);
         }
     }

@@ -161,7 +161,7 @@ impl Worker {
         effects: &mut Effects,
     ) -> Result<Option<Result<EncodedMessage>>> {
         let (now, mut begun) = (effects.now(), None);
-        let since = self.running.front().map(|running| running.since);
+        let since = self.running.front().map_or(now, |running| running.since);
         let (mut bytes, mut at, mut left) = (Bytes::from(bytes), 0, count);
         self.has_worked |= count > 0 && !self.is_awaited;
         self.moved = now;
@@ -172,7 +172,7 @@ impl Worker {
             (at, left) = (len, left - 1);
         }
         while left > 0 {
-            self.pop_complete(Some(now), &mut effects.ended);
+            self.pop_complete(Some((since, now)), &mut effects.ended);
             let Some(running) = self.running.front_mut() else {
                 // Items that were given up, such as by a termination, may still be answered.
                 return if self.phase == Phase::Killed { Ok(None) } else { Err(corrupt(&self.name)) };
@@ -241,8 +241,8 @@ impl Worker {
                 effects.announce(&self.side_results, &running.group, first + u64::from(plain), tag);
             }
         }
-        self.pop_complete(Some(now), &mut effects.ended);
-        teach(&effects.ended, since.map_or(Duration::ZERO, |since| now.duration_since(since)), runs);
+        self.pop_complete(Some((since, now)), &mut effects.ended);
+        teach(&effects.ended, now.saturating_duration_since(since), runs);
         effects.groups.extend(effects.ended.drain(..).map(|(group, ..)| group));
         Ok(begun)
     }

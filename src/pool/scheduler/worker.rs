@@ -236,14 +236,19 @@ impl Worker {
         Some(later(self.moved.max(running.since), limit))
     }
 
-    /// Lets go of orders that are done; `now` if they came to their end just now, and are to be counted among `ended`.
-    pub(super) fn pop_complete(&mut self, now: Option<Instant>, ended: &mut Vec<(Arc<CallItems>, u32, Took)>) {
+    /// Lets go of orders that are done. `times`: since when the worker has been at them, and now, if they came to their end just now and
+    /// are to be counted among `ended`.
+    pub(super) fn pop_complete(
+        &mut self,
+        times: Option<(Instant, Instant)>,
+        ended: &mut Vec<(Arc<CallItems>, u32, Took)>,
+    ) {
         while self.running.front().is_some_and(|running| running.done >= running.end) {
             let Some(running) = self.running.pop_front() else { return };
             running.group.forget(&running.chunk);
-            if let Some(now) = now {
+            if let Some((since, now)) = times {
                 // A worker reports also of an order that took long though it was not to be timed.
-                let may_be_reported = running.is_timed || now.saturating_duration_since(running.since) >= LONG;
+                let may_be_reported = running.is_timed || now.saturating_duration_since(since) >= LONG;
                 let reported = if may_be_reported { self.lane.took(running.number) } else { None };
                 let took = match (reported, running.is_timed) {
                     (Some(time), _) => Took::Reported(time),
@@ -259,7 +264,7 @@ impl Worker {
             }
             if self.running.is_empty() {
                 self.is_vacating = false;
-                self.idle_since = Some(now.unwrap_or_else(Instant::now));
+                self.idle_since = Some(times.map_or_else(Instant::now, |(_, now)| now));
             }
         }
     }
