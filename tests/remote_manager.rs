@@ -101,7 +101,8 @@ fn call_fails_once_the_runtime_of_its_connection_has_ended() {
     });
     drop(first);
     let waited = second.block_on(within(waiting)).unwrap();
-    assert_eq!(waited.unwrap_err().kind(), ErrorKind::Closed);
+    let error = waited.unwrap_err();
+    assert_eq!((error.kind(), error.help()), (ErrorKind::Closed, Some("runtime-ended")));
     assert_eq!(second.block_on(within(gate.is_set())).unwrap_err().kind(), ErrorKind::Closed);
     drop((there, gate));
     second.block_on(within(manager_and_address.0.shutdown())).unwrap();

@@ -278,7 +278,7 @@ impl ConditionProxy {
     /// If the future is dropped, it leaves the lock free and no waiter behind. A notification that had come goes to the next waiter.
     ///
     /// # Errors
-    /// `Other` if `held` is not this condition's lock; else as [`LockProxy::acquire`].
+    /// `Other` if `held` is not this condition's lock: the grant is inside the error. Else as [`LockProxy::acquire`].
     pub async fn wait(&self, held: Grant) -> Result<Grant, LockError<Grant>> {
         self.wait_until(held, None).await
     }
@@ -295,6 +295,11 @@ impl ConditionProxy {
     }
 
     async fn wait_until(&self, held: Grant, timeout: Option<Duration>) -> Result<Grant, LockError<Grant>> {
+        if !held.0.is_of(&self.0) {
+            // The manager knows it by its number, which one of another object or connection may have as well.
+            let why = "the grant is not of this condition: wait with the one that its `lock` returned";
+            return Err(LockError::new(Error::other(why), Some(held)));
+        }
         // While it waits, `held` is the manager's word for nothing any more, and so is its drop.
         let waited = self.0.wait(timeout, ConditionObject::wait, (held.0.id(),)).await;
         let ((is_orphaned, is_noticed), asked) = match waited {

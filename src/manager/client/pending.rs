@@ -37,8 +37,8 @@ impl PendingCalls {
         state.last
     }
 
-    /// A call's future is dropped: returns the answer if it was there, and `None` if it was taken before. An abandoned call's
-    /// answer is read all the same.
+    /// A call's future is dropped: returns the answer, or `Some(None)` if none was there, or `None` if it was taken before. An
+    /// abandoned call's answer is read all the same.
     pub(crate) fn leave(&self, id: u64, is_abandoned: bool) -> Option<Option<EncodedMessage>> {
         let mut state = lock(&self.0);
         let entry = state.entries.remove(&id)?;

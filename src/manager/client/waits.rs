@@ -65,7 +65,7 @@ impl<T: Send + 'static> Proxy<T> {
         fault::point("manager.got");
         let Lend(value) = link.open(answer)?.part()?;
         pending.settles = Some(End::GaveBack);
-        Ok((value, Asked { pending, _handle: handle }))
+        Ok((value, Asked { pending, handle }))
     }
 }
 
@@ -86,13 +86,19 @@ async fn at_most<R>(timeout: Option<Duration>, wait: impl Future<Output = R>) ->
 /// A result that must be taken or given back. Dropping it gives it back.
 pub(crate) struct Asked {
     pending: Pending,
-    _handle: Arc<Handle>,
+    handle: Arc<Handle>,
 }
 
 impl Asked {
     /// The number of the request that asked.
     pub(crate) fn id(&self) -> u64 {
         self.pending.id
+    }
+
+    /// Whether it was asked of this object, by this connection.
+    pub(crate) fn is_of<T>(&self, proxy: &Proxy<T>) -> bool {
+        let (one, other) = (&self.handle, &proxy.handle);
+        one.object == other.object && Arc::ptr_eq(&one.link, &other.link)
     }
 
     /// Its result is taken for good.

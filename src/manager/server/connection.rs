@@ -196,6 +196,7 @@ impl Server {
 mod tests {
     use super::*;
     use crate::manager::client::handle::Handle;
+    use crate::manager::client::lock::{LockObject, LockProxy};
     use crate::manager::client::namespace::{Names, Namespace};
     use crate::manager::client::proxy::{self, Proxy};
     use crate::manager::client::queue::QueueObject;
@@ -245,10 +246,12 @@ mod tests {
         };
         // END names no object, and ends the manager.
         let kinds = (0..=messages::EXPIRE).filter(|kind| *kind != messages::END);
-        for (kind, which) in kinds.flat_map(|kind| (0..5).map(move |which| (kind, which))) {
+        for (kind, which) in kinds.flat_map(|kind| (0..6).map(move |which| (kind, which))) {
             let client = test_manager.another();
             let own = proxy::create(&client, make, (1,)).await.unwrap();
-            let number = [messages::MAKER, messages::NAMES, others.handle.object, own.handle.object, u64::MAX][which];
+            let lock = LockProxy(proxy::create(&test_manager.client, LockObject::default, ()).await.unwrap());
+            let [list, locked] = [others.handle.object, lock.0.handle.object];
+            let number = [messages::MAKER, messages::NAMES, list, locked, own.handle.object, u64::MAX][which];
             for op in ops(number) {
                 let mut request = Writer::request(kind, client.clone());
                 let has_answer = matches!(kind, messages::CALL | messages::WAIT | messages::COUNT | messages::WHERE);
@@ -273,6 +276,11 @@ mod tests {
             }
             drop((own, client));
             let case = format!("kind {kind}, object {number}");
+            // One holder after the other: what holders leave is settled.
+            for _ in 0..2 {
+                drop(timeout(Duration::from_secs(20), lock.acquire()).await.expect(&case).expect(&case));
+            }
+            drop(lock);
             assert_eq!(names.get::<u32>("key").await.expect(&case), Some(7), "{case}");
             assert_eq!(others.call(|list: &mut Vec<u32>| list.clone(), ()).await.expect(&case), [1], "{case}");
             test_manager.until(|| test_manager.server.objects.len() == before).await;

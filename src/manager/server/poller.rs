@@ -31,6 +31,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 /// The clients, each of which is a `C`.
@@ -40,6 +41,8 @@ pub(crate) struct Poller<C> {
     free: Arc<Mutex<Vec<u32>>>,
     /// Wakes a leader that sleeps.
     pub(crate) changed: Arc<Notify>,
+    /// In which it listens for room of clients.
+    runtime: Handle,
     _doorbell: Arc<Watch<Arc<OwnedFd>>>,
 }
 
@@ -78,7 +81,7 @@ impl<C> Poller<C> {
         let doorbell = wait::watch(map.doorbell.clone(), move || notified.notify_one());
         let _doorbell = doorbell.map_err(|error| Error::io("the doorbell of a manager cannot be watched", error))?;
         let state = Mutex::new(State { ready: VecDeque::new(), idle: Vec::new(), is_asleep: false });
-        Ok(Self { map: Arc::new(map), state, free, changed, _doorbell })
+        Ok(Self { map: Arc::new(map), state, free, changed, runtime: Handle::current(), _doorbell })
     }
 
     /// Takes in one more client, inside the runtime that is to listen to it: sends it the number of its bit. After an error the
@@ -142,8 +145,11 @@ impl<C> Poller<C> {
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {
             let transport = &open.transport;
-            // Of one that is gone the rest is taken, and its end. Room that comes after `arm` sets the bit.
-            let may_begin = transport.has_room() || transport.arm().is_err() || transport.has_room();
+            // Of one that is gone the rest is taken, and its end. Room that comes after `arm` sets the bit; that listens in the runtime.
+            let may_begin = transport.has_room() || {
+                let _inside = self.runtime.enter();
+                transport.arm().is_err() || transport.has_room()
+            };
             if (may_begin || transport.has_hung_up())
                 && let Some(request) = transport.recv()
             {

@@ -109,9 +109,10 @@ type Welcome = (Id, u32);
 /// The first bytes of a client from elsewhere, and of the manager to it.
 const GREETING: &[u8; 16] = b"multiprocess mgr";
 
-async fn in_time<T>(greeting: impl Future<Output = Result<T>>, late: &str) -> Result<T> {
+/// The outcome of `greeting`, or the error `late` that `topic` explains.
+async fn in_time<T>(greeting: impl Future<Output = Result<T>>, late: &str, topic: Option<Topic>) -> Result<T> {
     let greeted = timer::within(GREETING_TIME, greeting).await;
-    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, late).explained_by(Topic::ManagerSilent)))
+    greeted.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, late).explained_by(topic)))
 }
 
 /// Greets the manager at the other end, after the authentication.
@@ -135,7 +136,7 @@ pub(crate) async fn greet(manager: &ByteConnection) -> Result<Welcome> {
         }
         wire::decode(Parcel { bytes: bytes.to_vec(), fds: Vec::new() }).map_err(|_| stranger())
     };
-    in_time(greet, "the manager sent no greeting").await
+    in_time(greet, "the manager sent no greeting", Some(Topic::ManagerSilent)).await
 }
 
 /// Lets a client in that runs the same build.
@@ -158,5 +159,5 @@ pub(crate) async fn admit(id: Id, client: &ByteConnection) -> Result<()> {
             }
         }
     };
-    in_time(admit, "it sent no greeting").await
+    in_time(admit, "it sent no greeting", None).await
 }

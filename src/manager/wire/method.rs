@@ -289,10 +289,7 @@ impl Frame {
         T: 'static,
         A: DeserializeOwned + Send + 'static,
     {
-        let kept = self.wait.as_mut().and_then(|wait| {
-            wait.settle = F::SETTLE;
-            wait.kept.take()
-        });
+        let kept = self.wait.as_mut().and_then(|wait| wait.kept.take());
         let mut args = match kept {
             None => Some(self.arguments::<F, A, T>()?),
             Some(kept) => *kept.downcast::<Option<A>>().map_err(|_| malformed())?,
@@ -304,6 +301,8 @@ impl Frame {
             let Poll::Ready(done) = f.invoke(object, &mut args, None, &mut self.out) else { return Err(malformed()) };
             return done;
         };
+        // Only now is it known that the object has such an operation.
+        wait.settle = F::SETTLE;
         // The rest of the arguments is the user's; its drop may panic.
         let invoked = catch_panic(|| Ok(f.invoke(object, &mut args, Some(wait.now), &mut self.out)));
         let Poll::Ready(done) = invoked.unwrap_or_else(|panic| Poll::Ready(Err(panic))) else {

@@ -137,7 +137,7 @@ impl Pipe {
 
     /// The manager's first message: which bit of its map this client has.
     fn greeted(&self, greeting: EncodedMessage) -> Result<()> {
-        let _ = self.ready.set(Ready::open(greeting)?);
+        self.ready.set(Ready::open(greeting)?).map_err(|_| messages::malformed())?;
         // Another thread may have put a request meanwhile, and found neither a bit nor this message.
         fence(SeqCst);
         self.ready.get().iter().for_each(|ready| _ = ready.ring());
@@ -219,11 +219,18 @@ impl Pipe {
             self.ring();
             match flushed {
                 Ok(Sent::All(_)) => {}
-                // The reader of room goes on. If room came before the message was back, it has not seen that, and room is not armed.
-                Ok(Sent::NoRoom) if room.is_armed() => return,
-                Ok(Sent::NoRoom) if room.arm().is_ok() => {}
-                // Outside a runtime those that have listened before go on.
-                Ok(Sent::NoRoom | Sent::Refused) => return self.retry(),
+                Ok(Sent::NoRoom) => {
+                    // Armed in any case, which repairs what damage has changed.
+                    let was_armed = room.is_armed();
+                    match room.arm() {
+                        // The reader of room goes on. If room came before the message was back, it has not seen that, and room was not armed.
+                        Ok(()) if was_armed => return,
+                        Ok(()) => {}
+                        // Outside a runtime those that have listened before go on.
+                        Err(_) => return self.retry(),
+                    }
+                }
+                Ok(Sent::Refused) => return self.retry(),
                 Err(error) => return self.fail(error),
             }
         }

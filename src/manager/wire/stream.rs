@@ -35,13 +35,18 @@ struct Out {
 }
 
 /// Ends the connection when the receiving task ends, be it with its runtime.
-struct Receives(Weak<Stream>, &'static str);
+struct Receives {
+    stream: Weak<Stream>,
+    /// Why it ends, and the topic of that.
+    why: (&'static str, Topic),
+}
 
 impl Drop for Receives {
     fn drop(&mut self) {
-        if let Some(stream) = self.0.upgrade() {
-            let why = format!("the connection to the manager at {} {}", stream.peer, self.1);
-            stream.arrive(Err(Error::new(ErrorKind::Closed, why).explained_by(Topic::ManagerGone)));
+        if let Some(stream) = self.stream.upgrade() {
+            let (why, topic) = self.why;
+            let why = format!("the connection to the manager at {} {why}", stream.peer);
+            stream.arrive(Err(Error::new(ErrorKind::Closed, why).explained_by(topic)));
         }
     }
 }
@@ -75,14 +80,14 @@ impl Stream {
 }
 
 async fn receive(stream: Weak<Stream>, taken: Arc<Notify>, receiver: ByteReceiver) {
-    let mut receives =
-        Receives(stream, "has ended, because its runtime has ended: connect again from one that goes on");
+    let why = ("has ended, because its runtime has ended: connect again from one that goes on", Topic::RuntimeEnded);
+    let mut receives = Receives { stream, why };
     loop {
         let message = receiver.recv_bytes().await.inspect_err(|error| {
             tracing::debug!(%error, "the connection of a manager is lost");
-            receives.1 = "is lost: connect again";
+            receives.why = ("is lost: connect again", Topic::ManagerGone);
         });
-        let (Ok(message), Some(stream)) = (message, receives.0.upgrade()) else { return };
+        let (Ok(message), Some(stream)) = (message, receives.stream.upgrade()) else { return };
         stream.arrive(Ok(EncodedMessage::new(message, Vec::new())));
         drop(stream);
         taken.notified().await;
