@@ -318,12 +318,10 @@ async fn errors_that_say_all_have_no_name() {
     assert_eq!((error.help(), error.to_string()), (None, "no such key: limits[timeout]".into()));
     let panics = || -> u8 { panic!("bad row: cols[stopped]") };
     let error = within(pool.apply(panics, ())).await.unwrap_err();
-    assert!(error.to_string().contains("cols[stopped]"), "{error}");
-    explained(error, "panicked");
+    assert!(error.to_string().ends_with("bad row: cols[stopped] [panicked]"), "{error}");
     let source = [1, 2].into_iter().inspect(|n| assert!(*n < 2, "bad row: cols[stopped]"));
     let error = within(pool.map(|n: i32| n, source)).await.unwrap_err();
-    assert!(error.to_string().contains("cols[stopped]"), "{error}");
-    explained(error, "source-panicked");
+    assert!(error.to_string().ends_with("bad row: cols[stopped] [source-panicked]"), "{error}");
     let mut results = pool.imap(|n: u8| n, [1]);
     assert_eq!(within(results.next()).await.unwrap().unwrap(), 1);
 }

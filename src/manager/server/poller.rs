@@ -175,3 +175,40 @@ impl<C> Poller<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    /// A client that reads no answers, and has a request. Only a runtime can listen for its room.
+    struct Full;
+
+    impl Transport for Full {
+        fn carries_descriptors(&self) -> bool {
+            false
+        }
+        fn has_room(&self) -> bool {
+            false
+        }
+        fn send(&self, _: EncodedMessage) -> Result<bool> {
+            Ok(true)
+        }
+        fn recv(&self) -> Option<Result<EncodedMessage>> {
+            Some(Ok(EncodedMessage::new(Vec::new(), Vec::new())))
+        }
+        fn arm(&self) -> io::Result<()> {
+            Handle::try_current().map(drop).map_err(io::Error::other)
+        }
+    }
+
+    #[test]
+    fn request_of_a_client_without_room_is_not_begun_by_a_thread_outside_the_runtime() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let poller = Poller::new().unwrap();
+        poller.add(|_| Ok(Arc::new(Full)), |_| ()).unwrap();
+        drop(inside);
+        assert!(poller.next(false).is_none());
+    }
+}
