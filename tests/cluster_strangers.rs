@@ -5,15 +5,12 @@ use multiprocess::cluster::{Address, Storage};
 use multiprocess::{self as mp, ErrorKind, Pool};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 
 mod cluster;
 mod common;
+use cluster::proxy::Proxy;
 use cluster::{Host, Server, until, until_within};
 use common::within;
 
@@ -419,77 +416,6 @@ async fn the_walk_through_of_tls_in_the_guide_leads_to_a_pool() {
         quoted.contains(".ca(\"ca.pem\")") && quoted.contains(".client_certificate(\"client.pem\", \"client.key\")")
     );
     is_taken(address).await;
-}
-
-/// Stands between a pool and the server. It may keep back what the server says, take nothing of the pool, and cut the connections.
-struct Proxy {
-    port: u16,
-    takes_nothing: Arc<AtomicBool>,
-    keeps_back: Arc<AtomicBool>,
-    cut: Arc<Notify>,
-}
-
-impl Proxy {
-    async fn before(server: &Server) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (port, to) = (listener.local_addr().unwrap().port(), server.port);
-        let (takes_nothing, keeps_back, cut) = (Arc::default(), Arc::<AtomicBool>::default(), Arc::<Notify>::default());
-        let proxy = Self { port, takes_nothing, keeps_back: keeps_back.clone(), cut: cut.clone() };
-        let takes_nothing = proxy.takes_nothing.clone();
-        tokio::spawn(async move {
-            while let Ok((here, _)) = listener.accept().await {
-                let (takes_nothing, keeps_back, cut) = (takes_nothing.clone(), keeps_back.clone(), cut.clone());
-                tokio::spawn(async move {
-                    let Ok(there) = TcpStream::connect(("127.0.0.1", to)).await else { return };
-                    let ((mut from, mut back), (mut said, mut on)) = (here.into_split(), there.into_split());
-                    let down = async {
-                        let mut bytes = [0; 4096];
-                        while let Ok(len @ 1..) = said.read(&mut bytes).await {
-                            if !keeps_back.load(SeqCst) && back.write_all(&bytes[..len]).await.is_err() {
-                                break;
-                            }
-                        }
-                    };
-                    let up = async {
-                        let mut bytes = vec![0; 64 << 10];
-                        while let Ok(len @ 1..) = from.read(&mut bytes).await {
-                            while takes_nothing.load(SeqCst) {
-                                tokio::time::sleep(5 * MS).await;
-                            }
-                            if on.write_all(&bytes[..len]).await.is_err() {
-                                break;
-                            }
-                        }
-                    };
-                    tokio::select! {
-                        () = up => {}
-                        () = down => {}
-                        () = cut.notified() => {}
-                    }
-                });
-            }
-        });
-        proxy
-    }
-
-    fn address(&self) -> Address {
-        Address::new(format!("nats://127.0.0.1:{}/pool", self.port)).lease(cluster::LEASE)
-    }
-
-    /// A pool through it that is connected and has one message in the stream.
-    async fn pool(&self, server: &Server) -> (Pool, mp::AsyncResult<u64>) {
-        cluster::log();
-        let pool = Pool::builder().cluster(self.address()).build().unwrap();
-        let waits = pool.apply_async(square, (1,));
-        until("it is in the stream", async || server.messages().await == 1).await;
-        (pool, waits)
-    }
-
-    /// What the server said meanwhile has not arrived, and never does.
-    fn cut(&self) {
-        self.keeps_back.store(false, SeqCst);
-        self.cut.notify_waiters();
-    }
 }
 
 async fn next(subscriber: &mut async_nats::Subscriber) -> async_nats::Message {

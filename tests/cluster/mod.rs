@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub mod build;
+pub mod proxy;
 mod server;
 pub use server::{Server, binary};
 
