@@ -590,20 +590,36 @@ async fn a_user_who_may_not_delete_messages_is_warned_once_and_deletes_are_tried
     assert_eq!((of_it(), denied()), (1, before));
 }
 
-/// A subscriber of the user's that panics, where the submitter tells of a refusal.
-struct Panics;
+/// A subscriber of the user's that panics at an event with this text.
+struct Panics(&'static str);
 
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Panics {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        assert!(*event.metadata().level() != tracing::Level::ERROR, "a subscriber that panics");
+        assert!(!cluster::text_of(event).contains(self.0), "a subscriber that panics");
     }
+}
+
+/// The client of NATS tells of the event before it hands it on.
+#[tokio::test]
+async fn calls_without_a_server_are_unavailable_though_the_event_of_the_lost_connection_is_lost_too() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let mut server = server!();
+    let panics = Panics("event: disconnected");
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(panics));
+    let pool = Pool::builder().cluster(server.address().offline_timeout(3000 * MS)).build().unwrap();
+    let call = pool.apply_async(square, (1,));
+    until("it is in the stream", async || server.messages().await == 1).await;
+    server.kill();
+    let error = within(call).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }
 
 #[tokio::test]
 async fn calls_of_a_pool_whose_task_has_panicked_fail() {
     use tracing_subscriber::layer::SubscriberExt;
     let server = server!(&config("{user: me, password: x}"));
-    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(Panics));
+    let _subscriber =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(Panics("a cluster pool cannot work")));
     let pool = Pool::builder().cluster(server.address().user("me", "wrong")).build().unwrap();
     for _ in 0..2 {
         let error = within(pool.apply(square, (1,))).await.unwrap_err();

@@ -80,10 +80,11 @@ pub(super) async fn connect(
         .require_tls(target.is_tls)
         .reconnect_delay_callback(move |attempt| if listener.is_closed() { ABANDONED } else { pause(attempt) })
         .event_callback(move |event| {
-            tell(&pool, &event);
             if let Some(notice) = notice_of(&event) {
                 let _ = notices.send(notice);
             }
+            // Behind it, as the user's `tracing` subscriber may panic.
+            tell(&pool, &event);
             async {}
         });
     options = match &address.credentials {

@@ -199,11 +199,16 @@ impl Warnings {
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
         if *event.metadata().level() == tracing::Level::WARN && event.metadata().target().starts_with("multiprocess") {
-            let mut text = Text(String::new());
-            event.record(&mut text);
-            self.0.lock().unwrap().push(text.0);
+            self.0.lock().unwrap().push(text_of(event));
         }
     }
+}
+
+/// The fields of an event, its message among them.
+pub fn text_of(event: &tracing::Event<'_>) -> String {
+    let mut text = Text(String::new());
+    event.record(&mut text);
+    text.0
 }
 
 struct Text(String);
@@ -224,11 +229,9 @@ pub fn log() {
             if !target.starts_with("multiprocess") {
                 return;
             }
-            let mut text = Text(String::new());
-            event.record(&mut text);
             let now =
                 std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() % 1_000_000;
-            eprintln!("{now} {} {target}{}", std::process::id(), text.0);
+            eprintln!("{now} {} {target}{}", std::process::id(), text_of(event));
         }
     }
     if std::env::var_os("MULTIPROCESS_LOG").is_some() {

@@ -42,17 +42,21 @@ impl Session {
         }
     }
 
+    /// Notes an outage if there is no connection. The client's event of that may be lost, or come while the connection is still there.
+    pub(super) fn check_connection(&mut self) {
+        if !self.is_connected() {
+            // A server that was silent before has been away since then.
+            let since = self.silent_since.unwrap_or_else(Instant::now);
+            self.work.outage.since.get_or_insert(since);
+            self.work.outage.is_silence = false;
+        }
+    }
+
     pub(super) fn noticed(&mut self, notice: Notice) {
         match notice {
             Notice::Connected => self.reconnected(),
-            // It may be late, and belong to a connection before this one.
-            Notice::Disconnected if self.is_connected() => {}
-            // One that was silent before has been away since then.
-            Notice::Disconnected => {
-                let since = self.silent_since.unwrap_or_else(Instant::now);
-                self.work.outage.since.get_or_insert(since);
-                self.work.outage.is_silence = false;
-            }
+            // The task is awake, and looks for itself: this may be late, and belong to a connection before this one.
+            Notice::Disconnected => {}
             Notice::Refused(_) if self.is_connected() => {}
             Notice::Refused(why) => {
                 let text =

@@ -321,6 +321,7 @@ impl Session {
         self.provide();
         let submitter = self.work.submitter.clone();
         loop {
+            self.check_connection();
             self.drop_cancelled().await;
             self.take_orders().await;
             if self.work.orders.is_over() && self.messages.is_empty() {
