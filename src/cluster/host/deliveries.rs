@@ -210,6 +210,7 @@ impl Service {
     }
 
     pub(super) async fn ask_for_more(&mut self, now: Instant) {
+        self.reconnected();
         // Also while it cannot ask: a request whose time is over would wake the service again at once.
         self.pulls.expire(now);
         if self.drains_until.is_some() || self.providing.is_some() || !self.is_connected() {

@@ -1,12 +1,16 @@
 //! The leases of the messages that are held: renewed, given up without a server, and void in a stream that was made anew.
 
 use super::{HeldJob, MOST_LOOKED_FOR, Service, ServiceEvent};
-use crate::cluster::stream;
+use crate::cluster::{link, stream};
 use crate::error::Topic;
 use async_nats::Message as Arrived;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::time::Instant;
+use tokio::time::sleep;
+
+/// A question that nobody answers is asked so often.
+const ATTEMPTS: usize = 5;
 
 impl Service {
     /// Renews the leases, and finds out whether the server receives that.
@@ -44,7 +48,8 @@ impl Service {
         let (host, events) = (self.host.clone(), self.events.clone());
         tokio::spawn(async move {
             let look = async |(key, sequence)| {
-                if stream::has(&host.client, &host.names, sequence, key).await == Some(true) {
+                let has = || stream::has(&host.client, &host.names, sequence, key);
+                if until_answered(has).await == Some(true) {
                     let _ = events.send(ServiceEvent::Found { made: made.clone(), key, sequence });
                 }
             };
@@ -97,5 +102,38 @@ impl Service {
                 self.say_given_back(key, true).await;
             }
         }
+    }
+}
+
+/// Asks until there is an answer, a few times.
+async fn until_answered<T, F: Future<Output = Option<T>>>(ask: impl Fn() -> F) -> Option<T> {
+    for attempt in 1..ATTEMPTS {
+        if let Some(answer) = ask().await {
+            return Some(answer);
+        }
+        sleep(link::pause(attempt)).await;
+    }
+    ask().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test]
+    async fn a_question_that_nobody_answers_at_first_is_asked_again_and_not_for_ever() {
+        let times = Cell::new(0);
+        let answered_after = async |silent: usize| {
+            times.set(0);
+            let ask = || {
+                times.set(times.get() + 1);
+                std::future::ready((times.get() > silent).then_some(true))
+            };
+            (until_answered(ask).await, times.get())
+        };
+        assert_eq!(answered_after(0).await, (Some(true), 1));
+        assert_eq!(answered_after(ATTEMPTS - 1).await, (Some(true), ATTEMPTS));
+        assert_eq!(answered_after(ATTEMPTS).await, (None, ATTEMPTS));
     }
 }
