@@ -426,6 +426,34 @@ async fn an_item_of_a_stream_that_is_gone_takes_no_message_out_of_the_new_one() 
     assert_eq!(other.drain().await.0, 1);
 }
 
+/// A submitter publishes it so after an outage that was longer than the stream knows duplicates.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_copy_of_a_message_that_runs_is_removed_and_does_not_run() {
+    let server = server!();
+    let (setup, file) = (Setup { lease: 5 * LEASE, ..Setup::of(&server, 1) }, |name| server.dir().join(name));
+    let pool = Pool::builder().cluster(server.address().lease(setup.lease)).build().unwrap();
+    let client = server.client().await;
+    let mut tasks = server.subscribe(&client, "mp.pool.t.>").await;
+    let host = Host::of(setup.clone());
+    let call = pool.apply_async(stays_until, (file("begun"), file("may-end")));
+    let first = within(tasks.next()).await.unwrap();
+    until("it runs", async || notes(&file("begun")) == 1).await;
+    until_it_is_held(&pool, &host).await;
+    let other = Host::of(setup);
+    until("both are there", async || pool.workers() == 2).await;
+    let mut copy = first.payload.to_vec();
+    // Behind the version, the kind, the submitter and the number: it is to be asked for.
+    copy[18] = 1;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "a copy");
+    client.publish_with_headers(first.subject, headers, copy.into()).await.unwrap();
+    until("the copy is removed", async || server.stored().await == 2 && server.messages().await == 1).await;
+    std::fs::write(file("may-end"), "").unwrap();
+    within(call).await.unwrap();
+    assert_eq!((notes(&file("begun")), host.drain().await.0, other.drain().await.0), (1, 1, 0));
+    server.is_empty().await;
+}
+
 fn grow(len: usize) -> Vec<u8> {
     vec![1; len]
 }

@@ -514,6 +514,10 @@ async fn a_message_that_was_published_anew_is_not_wanted_under_its_earlier_numbe
         reply.payload[2] == 1
     };
     assert!(!is_wanted(&first).await && is_wanted(&anew).await);
+    // Another host still has the earlier one, and reports it.
+    let held = [&[1, 5][..], &8_u64.to_le_bytes(), &1_u32.to_le_bytes(), &number(&first)].concat();
+    within(client.request(format!("mp.pool.s.{submitter}.h"), held.into())).await.unwrap();
+    assert!(is_wanted(&anew).await);
 }
 
 /// The configuration of `examples/cluster`, for the pool of these tests.

@@ -66,6 +66,11 @@ impl Server {
         self.api("STREAM.INFO.MP_pool", "").await["state"]["messages"].as_u64().unwrap_or(0)
     }
 
+    /// Messages that the stream of the pool has had, with those that were removed.
+    pub async fn stored(&self) -> u64 {
+        self.api("STREAM.INFO.MP_pool", "").await["state"]["last_seq"].as_u64().unwrap_or(0)
+    }
+
     pub async fn consumers(&self) -> u64 {
         self.api("STREAM.INFO.MP_pool", "").await["state"]["consumer_count"].as_u64().unwrap_or(0)
     }

@@ -126,6 +126,11 @@ impl Session {
         let Some(sent) = self.messages.get_mut(&number) else {
             return self.reply(message.reply.clone(), &no).await;
         };
+        let is_reported = now.saturating_duration_since(sent.reported) < self.work.address.lease;
+        if delivered == 1 && is_reported && is_elsewhere(sent, host) {
+            // A second copy, published under the same id later than the stream knows duplicates.
+            return self.reply(message.reply.clone(), &no).await;
+        }
         let lost = delivered.saturating_sub(1).saturating_sub(sent.given_back);
         let mut losses = sent.losses_before.saturating_add(lost);
         if losses > sent.losses && sent.holder == Some(host) {
@@ -200,6 +205,12 @@ impl Session {
         // A sign of life.
         self.reply(message.reply.clone(), &Numbers(Vec::new())).await;
     }
+}
+
+/// Whether another host than this one has a message. Its report may be of an earlier number, under which it is not in the stream any more:
+/// then that is not known.
+fn is_elsewhere(sent: &Sent, host: u64) -> bool {
+    sent.earlier.is_empty() && sent.holder.is_some_and(|holder| holder != host)
 }
 
 /// How long a host may say nothing of a message that it has. Large answers that are on their way, or were so long ago, hold up the
