@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 mod cluster;
 mod common;
+use cluster::proxy::Proxy;
 use cluster::{Host, LEASE, Server, Setup, until};
 use common::within;
 
@@ -568,22 +569,34 @@ async fn a_server_that_never_was_there_makes_calls_unavailable_and_is_found_when
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_is_dropped_while_its_server_is_away_leaves_nobody_who_connects_all_the_time() {
     let mut server = server!();
-    let pool = cluster::pool(&server);
-    let call = pool.apply_async(square, (1,));
-    until("it is connected", async || server.messages().await == 1).await;
+    let proxy = Proxy::before(&server).await;
+    let client = server.client().await;
+    let mut rolls = server.subscribe(&client, "mp.pool.roll").await;
+    let pool = Pool::builder().cluster(proxy.address()).build().unwrap();
+    within(rolls.next()).await.unwrap();
+    let killed = Instant::now();
     server.kill();
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", server.port)).await.unwrap();
-    for _ in 0..2 {
-        within(listener.accept()).await.unwrap();
-    }
-    pool.terminate();
-    drop((call, pool));
-    // A try may be under way. Another would follow within 2 s.
-    let mut tries = 0;
-    while tokio::time::timeout(Duration::from_secs(4), listener.accept()).await.is_ok() {
-        tries += 1;
-        assert!(tries < 5, "it goes on");
-    }
+    until("it tries to connect", async || proxy.tried() > killed).await;
+    drop(pool);
+    // A try may be under way. Others would follow, 2 s apart at most.
+    until("nobody tries for 4 s", async || proxy.tried().elapsed() > Duration::from_secs(4)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_dropped_while_its_server_is_away_for_a_moment_leaves_nothing_in_the_stream() {
+    let mut server = server!();
+    let proxy = Proxy::before(&server).await;
+    let (pool, waits) = proxy.pool(&server).await;
+    let cancelled = pool.apply_async(square, (2,));
+    until("both are in the stream", async || server.messages().await == 2).await;
+    cancelled.cancel();
+    until("one is removed, so that the pool knows of both", async || server.messages().await == 1).await;
+    server.kill();
+    drop((pool, waits, cancelled));
+    let dropped = Instant::now();
+    until("it goes on trying to connect", async || proxy.tried() > dropped + Duration::from_secs(3)).await;
+    server.run();
+    server.is_empty().await;
 }
 
 /// Submits, and waits for what it has asked.

@@ -444,6 +444,23 @@ fn len(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
 
+/// It was called off before the stream had acknowledged it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_cancelled_by_the_end_of_its_pool_leaves_nothing_in_the_stream() {
+    let server = server!();
+    let proxy = Proxy::before(&server).await;
+    let (pool, _waits) = proxy.pool(&server).await;
+    server.signal("STOP");
+    let before = proxy.passed();
+    let _call = pool.apply_async(len, (vec![0; 10_000],));
+    until("it is on its way", async || proxy.passed() >= before + 10_000).await;
+    let before = proxy.passed();
+    pool.terminate();
+    until("it is called off", async || proxy.passed() > before).await;
+    server.signal("CONT");
+    until("both are removed", async || server.stored().await == 2 && server.messages().await == 0).await;
+}
+
 /// More than the client and the sockets take is to be sent: each further message would wait for two seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_by_a_connection_that_takes_nothing_fail_together_and_later_ones_do_not() {

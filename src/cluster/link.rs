@@ -4,6 +4,7 @@ use super::address::{Address, Credentials, Target};
 use crate::error::{Error, ErrorKind, Topic};
 use crate::os::random;
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -12,8 +13,12 @@ const OLDEST: (u64, u64) = (2, 10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const PING: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// The client goes on connecting though its last handle was dropped. From then on it tries so rarely, and ends once it has succeeded.
+/// The client goes on connecting though its last handle was dropped. Once nobody needs it, it tries so rarely, and ends when it has
+/// succeeded.
 const ABANDONED: Duration = Duration::from_secs(60);
+
+/// Held by each task that needs a connection, to have the client connect again soon whenever it must.
+pub(super) struct InUse;
 
 /// The client's events about the connection.
 #[derive(Debug)]
@@ -67,9 +72,10 @@ pub(super) async fn connect(
     target: &Target,
     role: &str,
     notices: UnboundedSender<Notice>,
-) -> Result<Client, Failure> {
+) -> Result<(Client, Arc<InUse>), Failure> {
     let pool = target.pool.clone();
-    let listener = notices.clone();
+    let in_use = Arc::new(InUse);
+    let users = Arc::downgrade(&in_use);
     let mut options = ConnectOptions::new()
         .name(format!("multiprocess {role} of {pool}, pid {}", std::process::id()))
         .custom_inbox_prefix(format!("mp.{pool}.i"))
@@ -78,7 +84,7 @@ pub(super) async fn connect(
         // A connection whose machine is cut off ends by the third ping that is not answered.
         .ping_interval(PING)
         .require_tls(target.is_tls)
-        .reconnect_delay_callback(move |attempt| if listener.is_closed() { ABANDONED } else { pause(attempt) })
+        .reconnect_delay_callback(move |attempt| if users.strong_count() == 0 { ABANDONED } else { pause(attempt) })
         .event_callback(move |event| {
             if let Some(notice) = notice_of(&event) {
                 let _ = notices.send(notice);
@@ -101,7 +107,7 @@ pub(super) async fn connect(
     }
     let client = options.connect(target.urls()).await.map_err(|error| failure(target, &error))?;
     check_version(&client, target)?;
-    Ok(client)
+    Ok((client, in_use))
 }
 
 #[cfg(feature = "cluster-nkeys")]

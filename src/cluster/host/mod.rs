@@ -70,7 +70,7 @@ pub(super) async fn serve(
     let names = Names::new(&target.pool, build);
     let (notices, mut noticed) = mpsc::unbounded_channel();
     let ready = ready(&address, &target, &names, (notices, &mut noticed));
-    let (client, made) = tokio::select! {
+    let (client, _in_use, made) = tokio::select! {
         ready = ready => ready?,
         // Nothing was taken.
         _ = commands.recv() => return Ok(Served::default()),
@@ -277,7 +277,10 @@ impl Service {
         self.give_all_back().await;
         self.give_back_what_was_on_its_way(own).await;
         self.beat(true).await;
-        let _ = timeout(Duration::from_secs(1), self.host.client.flush()).await;
+        // Without a connection the client answers no flush.
+        if self.is_connected() {
+            let _ = timeout(Duration::from_secs(1), self.host.client.flush()).await;
+        }
         failed.map_or(Ok(self.served), Err)
     }
 

@@ -2,10 +2,11 @@
 
 use crate::cluster::address::{Address, Target};
 use crate::cluster::job::PATIENCE;
-use crate::cluster::link::{self, Failure, Notice};
+use crate::cluster::link::{self, Failure, InUse, Notice};
 use crate::cluster::stream::{self, Names};
 use crate::error::{Error, ErrorKind, Result, Topic};
 use async_nats::Client;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::sleep;
@@ -16,12 +17,12 @@ pub(super) async fn ready(
     target: &Target,
     names: &Names,
     (notices, noticed): (UnboundedSender<Notice>, &mut UnboundedReceiver<Notice>),
-) -> Result<(Client, String)> {
+) -> Result<(Client, Arc<InUse>, String)> {
     let mut attempt = 0;
-    let client = loop {
+    let (client, in_use) = loop {
         attempt += 1;
         match link::connect(address, target, "host", notices.clone()).await {
-            Ok(client) => break client,
+            Ok(connected) => break connected,
             Err(Failure { error, is_final: true }) => return Err(error),
             Err(failure) => tracing::debug!(error = %failure.error, "a host waits for its server"),
         }
@@ -32,7 +33,7 @@ pub(super) async fn ready(
     loop {
         attempt += 1;
         match provide(&client, address, target, names).await {
-            Ok(made) => return Ok((client, made)),
+            Ok(made) => return Ok((client, in_use, made)),
             // A server that has just started may answer so for a moment.
             Err(Failure { error, is_final: true }) if began.elapsed() >= PATIENCE || !is_about_jetstream(&error) => {
                 return Err(error);

@@ -11,7 +11,8 @@
 //! |---|---|
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
 //! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was; if none asks, it is counted two leases later |
-//! | the server | all of it waits; after a reconnect each message without an acknowledgement is published again, under the same id |
+//! | the server | all of it waits; after a reconnect each message without an acknowledgement is published again, under the same id; a copy that the stream does not know as one is not wanted while another host has the first |
+//! | the server, as the pool ends | what is in the stream is deleted if the server is back within some 20 s; what was not acknowledged stays there until a host takes it |
 //! | the server, stopped and still connected | calls fail once it has answered nothing for the address's `offline_timeout` |
 
 mod answers;
@@ -24,7 +25,7 @@ mod seeking;
 mod sent;
 
 use super::address::{Address, Target, unsupported};
-use super::link::{self, Failure, Notice};
+use super::link::{self, Failure, InUse, Notice};
 use super::messages::{Answer, Body, Message};
 use super::pieces::Missing;
 use super::roster::{HostInfo, Roster};
@@ -143,16 +144,16 @@ struct Work {
 impl Work {
     async fn run(mut self) {
         let (notices, noticed) = mpsc::unbounded_channel();
-        let Some(client) = self.connected(notices).await else { return };
+        let Some((client, in_use)) = self.connected(notices).await else { return };
         let id = link::new_id();
         let inbox = client.subscribe(self.names.of('s', id, ">")).await;
         let beats = client.subscribe(self.names.all("beat")).await;
         let (Ok(inbox), Ok(beats)) = (inbox, beats) else { return };
-        Session::new(self, client, id).run(inbox, beats, noticed).await;
+        Session::new(self, (client, in_use), id).run(inbox, beats, noticed).await;
     }
 
     /// Connects, however long that takes; `None` if the pool has ended before.
-    async fn connected(&mut self, notices: UnboundedSender<Notice>) -> Option<Client> {
+    async fn connected(&mut self, notices: UnboundedSender<Notice>) -> Option<(Client, Arc<InUse>)> {
         for attempt in 1.. {
             let (address, target) = (self.address.clone(), self.target.clone());
             let notices = notices.clone();
@@ -175,7 +176,7 @@ impl Work {
                 }
             };
             match outcome {
-                Ok(client) => return Some(client),
+                Ok(connected) => return Some(connected),
                 Err(failure) => self.outage.note(failure),
             }
             let mut pause = Box::pin(sleep(link::pause(attempt)));
@@ -221,6 +222,7 @@ type Provided = std::result::Result<(), Failure>;
 struct Session {
     work: Work,
     client: Client,
+    in_use: Arc<InUse>,
     id: u64,
     /// Connections that were made so far.
     connects: u64,
@@ -236,6 +238,8 @@ struct Session {
     /// Orders that were taken and not sent, which may travel together.
     hand: Vec<Order>,
     hand_since: Option<Instant>,
+    /// Since when the pool has ended, and no message is out.
+    over_since: Option<Instant>,
     /// Numbers that are wanted no more, and were not acknowledged when that was so. The stream may have them.
     unwanted: HashMap<u64, Unwanted>,
     /// The server lets this user delete messages, as far as is known.
@@ -273,12 +277,13 @@ struct Session {
 }
 
 impl Session {
-    fn new(work: Work, client: Client, id: u64) -> Self {
+    fn new(work: Work, (client, in_use): (Client, Arc<InUse>), id: u64) -> Self {
         let (events, event) = mpsc::unbounded_channel();
         Self {
             connects: client.statistics().connects.load(Relaxed),
             work,
             client,
+            in_use,
             id,
             is_ready: false,
             provision: None,
@@ -288,6 +293,7 @@ impl Session {
             places: HashMap::new(),
             hand: Vec::new(),
             hand_since: None,
+            over_since: None,
             unwanted: HashMap::new(),
             may_delete: Arc::new(AtomicBool::new(true)),
             is_sweeping: false,
@@ -324,7 +330,7 @@ impl Session {
             self.check_connection();
             self.drop_cancelled().await;
             self.take_orders().await;
-            if self.work.orders.is_over() && self.messages.is_empty() {
+            if self.is_done() {
                 break;
             }
             let next = self.next_look();
@@ -345,8 +351,20 @@ impl Session {
                 () = at(next) => self.look().await,
             }
         }
-        // The last messages must have left before the process ends.
-        let _ = timeout(Duration::from_millis(500), self.client.flush()).await;
+        // The last messages must have left before the process ends. Without a connection the client answers no flush.
+        if self.is_connected() {
+            let _ = timeout(Duration::from_millis(500), self.client.flush()).await;
+        }
+    }
+
+    /// The pool has ended, and nothing is to come. A message that was called off before the stream had acknowledged it is deleted when
+    /// that acknowledgement comes, which is waited for as long as one may take.
+    fn is_done(&mut self) -> bool {
+        if !self.work.orders.is_over() || !self.messages.is_empty() {
+            return false;
+        }
+        let since = *self.over_since.get_or_insert_with(Instant::now);
+        self.unwanted.is_empty() || !self.is_connected() || since.elapsed() >= UNACKNOWLEDGED
     }
 
     async fn say(&self, subject: String, payload: Bytes) {

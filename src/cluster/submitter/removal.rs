@@ -66,8 +66,10 @@ impl Session {
 
     pub(super) fn delete(&self, number: u64, sequence: u64) {
         let (client, names, id, events) = (self.client.clone(), self.names().clone(), self.id, self.events.clone());
-        let may_delete = self.may_delete.clone();
+        let (may_delete, in_use) = (self.may_delete.clone(), self.in_use.clone());
         tokio::spawn(async move {
+            // The session may end before.
+            let _in_use = in_use;
             for attempt in 1..10 {
                 if !may_delete.load(Relaxed) {
                     return;
