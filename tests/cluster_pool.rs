@@ -413,6 +413,34 @@ async fn large_values_cross_a_server_that_lets_little_through() {
     large_values_cross(&server).await;
 }
 
+/// Its stream is lost, too, so that each message is published again.
+#[tokio::test(flavor = "multi_thread")]
+async fn quick_calls_that_travelled_together_are_answered_though_the_server_lets_less_through_than_before() {
+    let mut server = server!();
+    let pool = cluster::pool(&server);
+    let host = Host::start(&server, 1);
+    for _ in 0..50 {
+        assert_eq!(within(pool.apply(count, (vec![7; 100],))).await.unwrap(), 100);
+    }
+    host.drain().await;
+    let client = server.client().await;
+    let mut tasks = server.subscribe(&client, "mp.pool.t.>").await;
+    let calls: Vec<_> = (0..64).map(|n| pool.apply_async(count, (vec![7; 6000 + n],))).collect();
+    let (mut orders, mut largest) = (0, 0);
+    while orders < 64 {
+        let payload = within(tasks.next()).await.unwrap().payload;
+        // Behind the version, the kind, the submitter, the number, and whether it is to be asked for.
+        orders += u32::from_le_bytes(payload[19..23].try_into().unwrap());
+        largest = payload.len().max(largest);
+    }
+    assert!(largest > 32 << 10, "the largest message has {largest} bytes");
+    server.restart_empty_with("max_payload: 16KB\n");
+    let _host = Host::start(&server, 1);
+    let counts = within(futures::future::try_join_all(calls)).await.unwrap();
+    assert!(counts.into_iter().eq(6000..6064));
+    server.is_empty().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endless_source_is_pulled_as_far_ahead_as_hosts_are_there_for() {
     let server = server!();

@@ -121,6 +121,12 @@ impl Server {
         self.run();
     }
 
+    /// The same, with another configuration.
+    pub fn restart_empty_with(&mut self, config: &str) {
+        self.config = config.into();
+        self.restart_empty();
+    }
+
     /// The address of a pool.
     pub fn url_of(&self, pool: &str) -> String {
         format!("nats://127.0.0.1:{}/{pool}", self.port)

@@ -80,8 +80,8 @@ impl Session {
         let Ok(piece) = Piece::decode(&message.payload) else { return };
         let number = self.current(piece.key);
         let sent = self.messages.get_mut(&number);
-        // A large value travels alone.
-        let order = sent.and_then(|sent| sent.orders.first_mut()).and_then(Option::as_mut);
+        // A large value travels alone, or those that it travelled with are cancelled.
+        let order = sent.and_then(|sent| sent.orders.iter_mut().flatten().next());
         let whole = order.map(Order::shared_records).unwrap_or_default();
         let bytes = whole.slice(pieces::place(&self.client, whole.len(), &piece));
         if let Some(reply) = &message.reply {

@@ -9,7 +9,7 @@ use crate::cluster::stream::Stored;
 use crate::error::{Error, ErrorKind, Topic};
 use crate::os::sync::lock;
 use crate::pool::Order;
-use async_nats::client::PublishErrorKind;
+use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::{HeaderMap, Message as Arrived, StatusCode};
 use bytes::Bytes;
 use std::time::{Duration, Instant};
@@ -131,7 +131,8 @@ impl Session {
         };
         let orders = message.orders.iter().enumerate().filter_map(|(place, order)| Some((place, order.as_ref()?)));
         let len: usize = orders.clone().map(|(_, order)| order.records().len()).sum();
-        let body = match len <= self.most_inline() {
+        // Pieces are of one order.
+        let body = match len <= self.most_inline() || orders.clone().nth(1).is_some() {
             true => {
                 let mut bytes = Vec::with_capacity(len);
                 orders.clone().for_each(|(_, order)| bytes.extend_from_slice(order.records()));
@@ -164,9 +165,22 @@ impl Session {
         if let Some(Err(error)) = published
             && error.kind() == PublishErrorKind::MaxPayloadExceeded
         {
+            self.refused_as_too_large(number, &error).await;
+        }
+    }
+
+    /// The server lets less through than before. Orders that travelled together go on alone.
+    async fn refused_as_too_large(&mut self, number: u64, error: &PublishError) {
+        if self.messages.get(&number).is_none_or(|sent| sent.orders.iter().flatten().nth(1).is_none()) {
             let text =
                 format!("the server of the cluster pool {} lets less through than before: {error}", self.names().pool);
-            self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+            return self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
+        }
+        let Some(sent) = self.forget(number) else { return };
+        // It may be in the stream.
+        self.call_off(number, &sent).await;
+        for order in sent.orders.into_iter().flatten() {
+            Box::pin(self.send(vec![order])).await;
         }
     }
 
