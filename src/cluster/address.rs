@@ -103,6 +103,10 @@ impl Address {
     }
 
     /// Authenticates by a credentials file, as `nsc` writes it. Needs the feature `cluster-nkeys`.
+    ///
+    /// The file is not read again once a pool, or a service, has connected. When its credentials expire the server ends the connection:
+    /// a service ends with kind `Unavailable`, and calls fail with that kind after the [`offline_timeout`](Self::offline_timeout), though
+    /// the file was renewed. A pool and a service that are made anew read it.
     #[must_use]
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.credentials = Some(Credentials::File(path.into()));
