@@ -433,7 +433,7 @@ async fn quick_calls_that_travelled_together_are_answered_though_the_server_lets
         orders += u32::from_le_bytes(payload[19..23].try_into().unwrap());
         largest = payload.len().max(largest);
     }
-    assert!(largest > 32 << 10, "the largest message has {largest} bytes");
+    assert!(largest > 17 << 10, "the largest message has {largest} bytes");
     server.restart_empty_with("max_payload: 16KB\n");
     let _host = Host::start(&server, 1);
     let counts = within(futures::future::try_join_all(calls)).await.unwrap();

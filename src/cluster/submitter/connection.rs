@@ -42,8 +42,9 @@ impl Session {
         }
     }
 
-    /// Notes an outage if there is no connection. The client's event of that may be lost, or come while the connection is still there.
+    /// Notes an outage, or its end. The client's event of that may be lost, or come before the connection's state has changed.
     pub(super) fn check_connection(&mut self) {
+        self.reconnected();
         if !self.is_connected() {
             // A server that was silent before has been away since then.
             let since = self.silent_since.unwrap_or_else(Instant::now);

@@ -180,7 +180,12 @@ impl Session {
         // It may be in the stream.
         self.call_off(number, &sent).await;
         for order in sent.orders.into_iter().flatten() {
+            let number = self.next_number;
             Box::pin(self.send(vec![order])).await;
+            // Hosts that were lost with all of them were lost with each.
+            if let Some(alone) = self.messages.get_mut(&number) {
+                (alone.lost, alone.losses, alone.losses_before) = (sent.lost.clone(), sent.losses, sent.losses);
+            }
         }
     }
 

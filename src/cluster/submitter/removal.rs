@@ -9,12 +9,15 @@ use crate::error::Topic;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// So many orders are named in one message to all hosts, whatever size of message the server lets through.
 const MOST_CANCELLED: usize = 2048;
 /// A publish that was cancelled and is not acknowledged within this is looked for in the stream.
 const SWEPT_AFTER: Duration = Duration::from_secs(5);
+
+/// So long a message is to be deleted, also if there is no connection.
+const DELETED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A message that the stream may have, though nobody wants it.
 pub(super) struct Unwanted {
@@ -70,16 +73,20 @@ impl Session {
         tokio::spawn(async move {
             // The session may end before.
             let _in_use = in_use;
-            for attempt in 1..10 {
-                if !may_delete.load(Relaxed) {
-                    return;
+            let deleted = async {
+                for attempt in 1.. {
+                    if !may_delete.load(Relaxed)
+                        || stream::delete(&client, &names, sequence, (id, number)).await.is_ok()
+                    {
+                        break;
+                    }
+                    sleep(link::pause(attempt)).await;
                 }
-                match stream::delete(&client, &names, sequence, (id, number)).await {
-                    Ok(()) => return,
-                    Err(_) => sleep(link::pause(attempt)).await,
-                }
+            };
+            // Without a connection the client may not even take the request.
+            if timeout(DELETED_WITHIN, deleted).await.is_err() {
+                let _ = events.send(SessionEvent::NotDeleted(number));
             }
-            let _ = events.send(SessionEvent::NotDeleted(number));
         });
     }
 
