@@ -1060,7 +1060,6 @@ async fn large_answers_to_a_client_that_reads_late_arrive_whole() {
 }
 
 #[tokio::test]
-#[tokio::test]
 async fn batch_returns_result_or_error_of_each_call() {
     within(async {
         let manager = Manager::start().await.unwrap();
