@@ -463,8 +463,10 @@ fn grow(len: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_is_lost_while_its_answer_is_fetched_counts_as_lost_before_the_fetch_is_given_up() {
     let server = server!();
-    let pool = Pool::builder().cluster(server.address().redeliver(0)).build().unwrap();
-    let host = Host::start(&server, 1);
+    // A host that is busy with so large an answer may lose a short lease before it is stopped.
+    let lease = 4 * LEASE;
+    let pool = Pool::builder().cluster(server.address().lease(lease).redeliver(0)).build().unwrap();
+    let host = Host::of(Setup { lease, ..Setup::of(&server, 1) });
     let client = server.client().await;
     let mut pieces = server.subscribe(&client, "mp.pool.h.*.p").await;
     let call = pool.apply_async(grow, (256 << 20,));
