@@ -12,7 +12,7 @@
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
 //! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was; if none asks, it is counted two leases later |
 //! | the server | all of it waits; after a reconnect each message without an acknowledgement is published again, under the same id; a copy that the stream does not know as one is not wanted while another host has the first, and if that host gives it back, it is published again two leases later |
-//! | the server, as the pool ends | what is in the stream is deleted if the server is back within 20 s and the runtime goes on; what was not acknowledged stays there until a host takes it |
+//! | the server, as the pool ends | messages of the pool are deleted from the stream if the server is back within 20 s and the runtime goes on; one that was not acknowledged stays there until a host takes it |
 //! | the server, stopped and still connected | calls fail once it has answered nothing for the address's `offline_timeout` |
 
 mod answers;
