@@ -55,7 +55,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// An array of plain values (`T: bytemuck::Pod`) in shared memory, which processes use in place.
@@ -108,6 +108,10 @@ const LEN: usize = 1;
 const SIZE: usize = 2;
 const DIED: usize = 3;
 const MUTEX: usize = 8;
+
+/// How long [`Array::set`] waits behind the waiters of its process before it tries ahead of them: longer than a mutex is kept for the one of
+/// them that it is handed over to.
+const A_TURN: Duration = Duration::from_millis(10);
 
 pub(super) struct ArrayCore {
     region: Arc<Region>,
@@ -207,8 +211,11 @@ impl ArrayCore {
             _ => drop(local),
         }
         let wait = || loop {
-            match self.mutex.take_blocking(None) {
+            // A waiter of this very task, which is not polled meanwhile, may be ahead in the queue of this process.
+            let turn = self.mutex.take_blocking(Some(Instant::now() + A_TURN));
+            match turn.and_then(|taken| if taken.is_none() { self.mutex.try_take() } else { Ok(taken) }) {
                 Ok(Some(taken)) => return Some(taken),
+                Ok(None) => {}
                 Err(error) if Damage::is_in(&error) => {
                     tracing::error!(%error, "an element is not set");
                     return None;
