@@ -150,7 +150,7 @@ impl Flight {
         // Their number may change meanwhile; waiting callers are then woken.
         let workers = self.pool.shared().slots(self.group.is_brief());
         let (mut chunks, mut bytes, mut is_large_ahead) = (Vec::new(), 0, false);
-        let mut since = Since::now();
+        let mut since = None;
         while let Some((input, _)) = &mut self.input {
             let size = self.group.chunk_size().max(1);
             let in_flight = (self.pulled - self.returned) as usize;
@@ -177,6 +177,10 @@ impl Flight {
             if most > 1 {
                 chunk.body.reserve((most * 16).min(limits.bytes));
             }
+            // A single one waits for none.
+            if since.is_none() && input.remaining() != 1 {
+                since = Some(Since::now());
+            }
             let stop = input.fill(&mut chunk, Most { items: most, bytes: limits.bytes }, cx);
             self.pulled += u64::from(chunk.count);
             self.pool.shared().give_back(&self.group, most - chunk.count as usize);
@@ -184,14 +188,16 @@ impl Flight {
             let len = chunk.bytes().len();
             bytes += len;
             // Nor do workers wait for a source that takes its time.
-            let is_late = if len >= TOGETHER / 16 { since.is_long_ago() } else { since.is_a_tick_ago() };
+            let is_late = since
+                .as_ref()
+                .is_some_and(|since| if len >= TOGETHER / 16 { since.is_long_ago() } else { since.is_a_tick_ago() });
             if chunk.count > 0 {
                 chunks.push(chunk);
             }
             let is_over = !matches!(stop, Stop::Full);
             if is_over || is_late || bytes >= TOGETHER || chunks.len() >= 16 {
                 self.submit(&mut chunks);
-                (bytes, since) = (0, Since::now());
+                (bytes, since) = (0, None);
             }
             match stop {
                 Stop::Full => {}
