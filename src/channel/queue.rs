@@ -84,7 +84,8 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Item for T {}
 /// # Waiting
 /// - `put` waits only if the queue is bounded and full. `get` waits while the queue is empty.
 /// - Both are cancel safe: a dropped future has put or taken nothing.
-/// - The waiters of a process are served in the order of their first poll.
+/// - The waiters of a process are served in the order of their first poll. A future that has been polled keeps its place, and later ones of its process
+///   wait behind it: poll it on, or drop it.
 ///
 /// # Death
 /// - A process killed during an operation harms no other process. Its put has happened as a whole or not at all.
@@ -388,7 +389,7 @@ macro_rules! queue_methods {
             /// Takes the first item on lease, and waits while there is none.
             ///
             /// The item leaves the queue when the [`Lease`] is committed. If the lease is dropped, or its process ends, the item is the
-            /// first of the queue again.
+            /// first of the queue again. A lease has no end of its own: a consumer that hangs keeps its item as long as it lives.
             ///
             /// Cancel safe: a dropped future has taken nothing.
             ///
@@ -403,7 +404,8 @@ macro_rules! queue_methods {
             /// ```
             ///
             /// # Errors
-            /// - `Closed` and `Decode` as [`get`](Self::get).
+            /// - `Closed` and `Decode` as [`get`](Self::get). With [`max_deliveries`](Self::max_deliveries) an item that cannot be read is leased again, and
+            ///   becomes a dead letter in the end.
             /// - `Full` if 1024 items are on lease or dead letters.
             /// - `Io` as [`get`](Self::get), and if the descriptors of the item do not fit into this process: the item stays in the queue.
             #[cfg(not(multiprocess_loom))]

@@ -1,7 +1,7 @@
 //! A pool on many machines: a program submits items, and every host that serves the pool runs some of them.
 //!
-//! An item runs at least once. It runs twice only if a host was lost, cut off, or ended with its message. Its caller gets exactly one result. Side
-//! effects are not undone. The guide's page is [a pool on many machines](crate::guide::many_machines). Needs the feature `cluster`, and Rust 1.89.
+//! An item runs once as a rule. It runs again if its host was lost, cut off or ended while it held the item, and after a failure that `retries` covers.
+//! Its caller gets exactly one result. Side effects are not undone. The guide's page is [a pool on many machines](crate::guide::many_machines). Needs the feature `cluster`, and Rust 1.89.
 //!
 //! ```
 //! use multiprocess::{self as mp, Pool, cluster::Address};

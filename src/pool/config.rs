@@ -278,7 +278,8 @@ impl PoolBuilder {
 
     /// Runs `f(args..)` first in every worker.
     ///
-    /// If it panics or returns `Err`, the pool is [`broken`](crate::Pool::broken): all calls fail with that reason.
+    /// If it panics, or returns an `Err` of type [`Result<()>`](crate::Result), the pool is [`broken`](crate::Pool::broken): all calls fail with that
+    /// reason. A result of any other type is dropped, an `Err` in it too.
     #[must_use]
     pub fn initializer<F, A, M>(mut self, f: F, args: A) -> Self
     where
@@ -371,7 +372,7 @@ impl PoolBuilder {
     /// Sets whether the `tracing` spans and events of tasks reach the subscriber of their caller. By default they do.
     ///
     /// They appear under the caller's span, with a field `worker.pid`. What an initializer or a finalizer records is not forwarded. A task waits while its
-    /// caller's process does not take them. Without a subscriber it costs one load for each call.
+    /// caller's process does not take them. Without a subscriber a call reads one atomic variable.
     ///
     /// ```
     /// use multiprocess::{self as mp, Pool};
@@ -443,7 +444,7 @@ impl PoolBuilder {
     /// ```
     ///
     /// An item waits when it was submitted and no worker has it. Of a cluster pool, an item waits here until it is sent
-    /// to the server, where up to 64 messages wait, or 4 for each slot of the hosts if that is more. While the limit is reached:
+    /// to the server, where up to 64 chunks wait, or 4 for each worker of all hosts if that is more. While the limit is reached:
     ///
     /// - [`apply`](crate::Pool::apply), and the result of [`apply_async`](crate::Pool::apply_async), submit their item once there is
     ///   room, first come, first served, while they are awaited.

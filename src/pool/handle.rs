@@ -33,8 +33,8 @@ macro_rules! options {
             ///   touched.
             /// - The worker measures the time too: an item that returns after `timeout` and the grace fails, even if
             ///   the pool was too busy to kill its worker.
-            /// - If the worker does not begin the item although nothing is before it (it is stopped or frozen), the time counts from when
-            ///   the worker was given the item. An idle worker takes such an item over before that.
+            /// - If the worker does not begin the item although nothing is before it (it is stopped or frozen), the timeout and the grace count from
+            ///   when the pool gave it the item. An idle worker takes such an item over after about 10 ms.
             /// - The time is real time: see [Timeouts](crate#timeouts).
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.timeout = Some(timeout));
@@ -61,7 +61,8 @@ macro_rules! options {
             }
 
             /// Sets how long an item that was asked to stop may go on before its worker is killed. By default the
-            /// [`grace`](crate::PoolBuilder::grace) of the pool. An item asks for itself by [`current_task`](crate::current_task).
+            /// [`grace`](crate::PoolBuilder::grace) of the pool. The function learns from [`current_task`](crate::current_task)
+            /// that it should stop.
             pub fn grace(mut self, grace: Duration) -> Self {
                 self.stage.options().into_iter().for_each(|options| options.grace = Some(grace));
                 self
@@ -315,7 +316,7 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
     }
 }
 
-/// The result of a call that already runs; made by [`Pool::apply_async`](crate::Pool::apply_async).
+/// The result of a call that was started at once; made by [`Pool::apply_async`](crate::Pool::apply_async).
 ///
 /// Use [`Pool::apply`](crate::Pool::apply) instead for a call that ends with the future that waits for it.
 ///
@@ -615,8 +616,8 @@ impl<R> Future for MapAsync<R> {
 /// Items are taken from their source as results are taken from the stream: a few chunks per worker ahead, never more. A stream that is not
 /// polled keeps the results that have come, and takes no more items.
 ///
-/// Results of items that take less than 2 ms come in groups: each within about half a millisecond after it was made, as long as its
-/// worker gets on. This costs the stream fewer wakes than items.
+/// A worker announces several results of items that take less than 2 ms together. Each reaches the stream within about half a millisecond, unless the
+/// next item of that worker is long. The stream is then woken less than once for each item.
 ///
 /// # Drop
 /// Cancels the rest, as the drop of a [`Map`].

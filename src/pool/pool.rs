@@ -269,8 +269,9 @@ impl Pool {
 
     /// Starts `f(args..)` on a worker now, and returns a future of the result.
     ///
-    /// Dropping the future does not cancel the call; [`AsyncResult::cancel`] cancels it. The call has no options such
-    /// as a timeout: for these give [`apply`](Self::apply) to `tokio::spawn`.
+    /// Dropping the future does not cancel the call; [`AsyncResult::cancel`] cancels it. In a pool that is full by
+    /// [`max_waiting`](crate::PoolBuilder::max_waiting) the call is submitted only while its future is awaited, and a drop cancels it until then.
+    /// The call has no options such as a timeout: for these give [`apply`](Self::apply) to `tokio::spawn`.
     ///
     /// # Errors
     /// When awaited, as [`apply`](Self::apply).
@@ -297,7 +298,7 @@ impl Pool {
     ///
     /// # Errors
     /// - `Full` if the limit of waiting items is reached, or other callers wait for room.
-    /// - `Closed` and `Encode` as [`apply`](Self::apply). The awaited result has the other errors.
+    /// - `Closed`, `Encode` and `Forked` as [`apply`](Self::apply), and `Other` for a broken pool. The awaited result has the other errors.
     pub fn try_apply<F, A, M>(&self, f: F, args: A) -> Result<AsyncResult<F::Output>>
     where
         F: Function<A, M>,
@@ -309,8 +310,10 @@ impl Pool {
 
     /// Runs `f` on each item when awaited, and returns all results in order.
     ///
-    /// The failure that arrives first, of whichever item, ends the map with its error and cancels the rest. Dropping
-    /// the map cancels the rest.
+    /// The failure that arrives first, of whichever item, ends the map with its error and cancels the rest. An `Err` that `f` returns is no failure but
+    /// a part of the results. Dropping the map cancels the rest.
+    ///
+    /// The task that polls the map calls `next` of the iterator and encodes the items, so an iterator that takes long delays that task.
     ///
     /// # Errors
     /// When awaited, the error that arrives first; see [`apply`](Self::apply) for the kinds. `Panicked` if the iterator
@@ -504,7 +507,7 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// - `Other` for 0 workers or more than 4096, and for a pool without worker processes.
+    /// - `Other` for 0 workers or more than 4096, and for a pool within this process; `Unsupported` for a cluster pool.
     /// - `Forked` in a process forked from the one that made the pool.
     pub async fn resize(&self, workers: impl Workers) -> Result<()> {
         check_forked()?;
@@ -578,7 +581,8 @@ impl Pool {
     ///
     /// # Errors
     /// - `Closed` after [`close`](Self::close), and once the pool's runtime has ended.
-    /// - `Other` for a pool that is [`broken`](Self::broken) or has no worker processes.
+    /// - `Other` for a pool that is [`broken`](Self::broken), and for a pool within this process; `Unsupported` for a cluster pool.
+    /// - `Cancelled` if the pool is terminated or shut down while it waits.
     /// - `Forked` in a process forked from the one that made the pool.
     pub async fn checkout(&self) -> Result<Checkout> {
         self.has_processes("checked out")?;
@@ -653,8 +657,8 @@ impl Pool {
     /// # Ok(()) }) }
     /// ```
     ///
-    /// Takes the pool's lock for a moment and reads one small file of /proc per worker, for its memory. The figures are kept all the time, at a few
-    /// additions per order.
+    /// Takes the pool's lock for a moment and reads one small file of /proc per worker, for its memory. The pool keeps the figures all the time, at a
+    /// few additions for each chunk of items.
     pub fn stats(&self) -> PoolStats {
         let (stats, deaths) = stats_of(&self.handle);
         PoolStats { deaths: Arc::unwrap_or_clone(deaths), ..stats }
@@ -668,9 +672,12 @@ impl Pool {
 
     /// Returns the reason if the pool has no working worker and starts none, and `None` otherwise.
     ///
-    /// A pool breaks when its initializer fails, or when several workers in a row die before they have done anything or cannot be started, and no
-    /// other worker serves. All calls then fail with this reason. As long as one worker serves, missing ones are tried again, in the end every few
-    /// seconds. [`revive`](Self::revive) starts workers again.
+    /// - An initializer that panics or returns an error breaks the pool at once, in a replacement worker too: the other workers are killed, and their
+    ///   items fail.
+    /// - Workers that die before they have done anything, or cannot be started, break the pool if several in a row do so and no other worker
+    ///   serves. As long as one worker serves, missing ones are tried again, in the end every few seconds.
+    ///
+    /// All calls then fail with this reason. [`revive`](Self::revive) starts workers again.
     ///
     /// ```
     /// # multiprocess::init();

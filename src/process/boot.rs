@@ -222,7 +222,7 @@ pub fn let_an_exec_give_rights() {
 ///
 /// # Cost
 /// `f` runs with the environment, directory and rights of the first `preload`. It must leave no thread behind: forking
-/// would then be unsafe, and every child would be executed afresh, at some ten times the cost.
+/// would then be unsafe, and every child would be executed afresh, at some ten times the cost, and without what `f` left.
 ///
 /// # Errors
 /// - `NotInitialized` without [`run`](crate::run), [`init`](crate::init) or `test_support!`.

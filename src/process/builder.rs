@@ -297,7 +297,7 @@ impl ProcessBuilder {
     /// - **Reading.** It is done by a task of the runtime in which `spawn` was called. Outside a runtime nothing is forwarded. It goes on when the
     ///   [`Process`] is dropped, and ends with the runtime.
     /// - **Death.** A child that is killed has sent whole records. Those that waited in it are lost, without a warning.
-    /// - **Cost.** Without a subscriber one load. With one, a descriptor in each of both processes, and some microseconds at the spawn and for each record.
+    /// - **Cost.** Without a subscriber a spawn reads one atomic variable. With one, a descriptor in each of both processes, and some microseconds at the spawn and for each record.
     pub fn forward_tracing(mut self, forward: bool) -> Self {
         self.keeps_traces = !forward;
         self

@@ -71,8 +71,8 @@ use tokio::io::Interest;
 /// | open descriptors, memory, threads, timers, locks, signal mask (nothing is blocked), `PR_SET_DUMPABLE` | never | arguments, the function itself |
 ///
 /// A value that the child may not set stays as it was when the fork server started: without a privilege no nice value can be
-/// lowered again. `oom_score_adj` is not inherited: a program that protects itself from the OOM killer does not mean its
-/// children. Nice value and CPUs come from the main thread, because runtime threads may be pinned to single CPUs.
+/// lowered again. Children have the `oom_score_adj` that this process had when the fork server
+/// started; to protect this process alone, change it after the first spawn. Nice value and CPUs come from the main thread, because runtime threads may be pinned to single CPUs.
 ///
 /// # Rights
 /// A child has at most the rights that the spawning thread has at the spawn: user and group ids,
@@ -126,7 +126,7 @@ impl<R: DeserializeOwned + 'static> Process<R> {
     /// - `Panicked` if the function panicked.
     /// - `ProcessDied`, with the exit status, if the process ended before its function returned.
     /// - `MemoryLimit` if an allocation failed at its [`memory_limit`](crate::ProcessBuilder::memory_limit).
-    /// - `Decode` if the arguments or the result cannot be read.
+    /// - `Encode` if the result cannot be serialized in the child; `Decode` if the arguments or the result cannot be read.
     /// - `Spawn` if the process cannot apply an option of its builder, such as a nice value.
     /// - `Io` if the result cannot be received, for example because the runtime has no I/O driver or no descriptor is left.
     /// - `Other` if the result was taken before, or outside a tokio runtime.

@@ -56,13 +56,13 @@ use std::time::{Duration, Instant};
 /// pipe. The condition exists as long as any process or message has a handle.
 ///
 /// # Details
-/// - **Notifying.** [`notify_one`](Condition::notify_one) wakes exactly one waiter, if there is one: the longest waiting task
-///   of the process whose task has waited longest. It needs no guard, but hold one while you change the data.
+/// - **Notifying.** [`notify_one`](Condition::notify_one) wakes exactly one waiter, if there is one: as a rule the task that has waited longest. A process
+///   that has not yet used its last notification comes after the others. It needs no guard, but hold one while you change the data.
 /// - **Waiting.** Dropping a future that waits leaves the lock free and no waiter behind. A notification that it had goes to
 ///   another waiter.
 /// - **Death.** A notification of a killed waiter goes to another waiter. If a process is killed in
-///   [`notify_all`](Condition::notify_all), all waiters are notified. In both cases one waiter too many may wake, so check
-///   your condition again, as [`wait_for`](Condition::wait_for) does.
+///   [`notify_all`](Condition::notify_all), all waiters are notified, also those that came later. If a notified process is killed, one more waiter may
+///   wake. So check your condition again, as [`wait_for`](Condition::wait_for) does.
 /// - **Stopped processes.** A process stopped by SIGSTOP keeps its notification until it continues.
 /// - **Cost.** One descriptor and 70 KiB.
 #[derive(Clone)]
@@ -291,7 +291,7 @@ impl Condition {
     /// not hold the lock. A notification that it had goes to another waiter.
     ///
     /// # Errors
-    /// - `OwnerDied` if it was notified and the last holder of the lock died. The guard is inside the error.
+    /// - `OwnerDied` if the last holder of the lock died, whether it was notified or not. The guard is inside the error.
     /// - `Other` if `guard` belongs to another condition. It is inside the error.
     /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
     ///   a descriptor. With a timeout also if the runtime has no timer.

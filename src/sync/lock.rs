@@ -48,8 +48,10 @@ use std::time::Duration;
 /// pipe. All handles refer to the same lock, which exists as long as any process or message has a handle.
 ///
 /// # Details
-/// - **Waiting.** A running task may acquire a free lock before tasks that sleep. A task that has waited for 1 ms is handed the
-///   lock at its next release (a reservation), unless it does not run within 5 ms.
+/// - **Waiting.** A running task may acquire a free lock before tasks that sleep. The first waiter of a process can reserve the lock after 1 ms: the
+///   next release hands it over, unless that task does not run within 5 ms. There is one reservation at a time, and at most one in a millisecond.
+/// - **Futures that are not polled.** A future that has been polled keeps its place, and later waiters of this process wait behind it. Poll it on, or drop
+///   it.
 /// - **Cancel.** Cancel safe: a dropped future has not acquired the lock.
 /// - **Death.** If the holder is killed, or ends with its guard leaked, the next holder gets
 ///   [`OwnerDied`](crate::ErrorKind::OwnerDied) at once, with the guard inside the error.

@@ -57,8 +57,8 @@ const COUNT_AT: usize = 9;
 ///
 /// - A handle that came through [`Manager::connect`](crate::Manager::connect) can be sent to that manager and back only, and is of no
 ///   use once the connection is lost.
-/// - A handle that is decoded in the manager's process by a thread that an object has started belongs to that thread, not to the
-///   object.
+/// - A handle that is decoded on a thread of your own inside the manager is no part of any object: the manager cannot drop it with a circle of
+///   objects.
 ///
 /// # Details
 /// - **Waiting.** A call waits for its answer; if 1 MiB is under way to the manager, first for room. The first call of a process

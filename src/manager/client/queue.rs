@@ -39,8 +39,8 @@ use std::time::Duration;
 /// - **Order.** First in, first out. Calls that wait are served in the order in which they arrived at the manager.
 /// - **Waiting.** A call that waits holds no thread of the manager. It may also wait for room and for its answer, as a call of
 ///   [`Proxy`].
-/// - **Dropped futures.** A dropped [`put`](Self::put) or [`get`](Self::get) has put or removed nothing, unless its item was on its
-///   way: see there. For the other methods see [`Proxy`].
+/// - **Dropped futures.** A dropped [`get`](Self::get) has removed nothing. A dropped [`put`](Self::put) has put nothing while the queue is full; after that
+///   the item may have been put. For the other methods see [`Proxy`].
 /// - **Death.** An item is received once [`get`](Self::get) has returned it. An item on its way to a process that is killed or
 ///   disconnected goes back to its place in the queue. If the manager ends, each call fails with `Closed`.
 /// - **Cost.** One call for each method; `put` and `get` send one message more, which is not answered.
