@@ -231,6 +231,8 @@ impl<T: Item> QueueProxy<T> {
 
     /// Waits until [`task_done`](Self::task_done) was called for each item that was ever put.
     ///
+    /// An item whose consumer was killed after [`get`](Self::get) is never done; a [`JoinableQueue`](crate::JoinableQueue) counts it as done.
+    ///
     /// Cancel safe: dropping the future changes nothing.
     ///
     /// # Errors
