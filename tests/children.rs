@@ -23,6 +23,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     action_that_a_preload_sets_for_sigchld_is_for_children_only
     a_server_that_cannot_poll_loses_no_child_and_goes_on
     each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at
+    waiter_is_woken_though_a_forked_process_has_tried_the_same_queue
     drop_in_a_forked_process_takes_nothing_from_its_parent
     children_end_with_their_parent_though_a_forked_process_goes_on
     forking_after_init_and_before_the_first_use_works_in_both
@@ -455,10 +456,38 @@ fn each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at() {
     }
     let said = in_fork(|| Process::spawn(add, (1, 2)).unwrap_err().to_string());
     assert!(said.contains("daemonize before the first use"), "{said}");
+    let said = in_fork(|| {
+        let set = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| all.array.set(0, 1)));
+        let panicked = set.expect_err("it cannot be set");
+        panicked.downcast_ref::<String>().cloned().unwrap_or_default()
+    });
+    assert!(said.contains("[forked]"), "{said}");
     runtime.block_on(all.assert_well());
     all.child.kill().unwrap();
     assert_eq!(runtime.block_on(within(all.child.wait())).unwrap().signal(), Some(9));
     runtime.shutdown_background();
+}
+
+/// Its refused uses wake nobody, and take nobody's notification.
+fn waiter_is_woken_though_a_forked_process_has_tried_the_same_queue() {
+    block_on(async {
+        let (queue, begins) = (mp::Queue::<u64>::unbounded().unwrap(), mp::Event::new().unwrap());
+        let take = async |queue: mp::Queue<u64>, begins: mp::Event| {
+            begins.set();
+            queue.get().await.unwrap()
+        };
+        let child = Process::spawn(take, (queue.clone(), begins.clone())).unwrap();
+        within(begins.wait()).await.unwrap();
+        until("it sleeps", || processes().iter().any(|(pid, _, state)| *pid == child.pid() && *state == 'S'));
+        let said = in_fork(|| {
+            let kinds = [queue.try_get().unwrap_err().kind(), queue.try_put(7).unwrap_err().kind()];
+            queue.close();
+            format!("{kinds:?}")
+        });
+        assert_eq!(said, "[Forked, Forked]");
+        queue.put(1).await.unwrap();
+        assert_eq!(within(child).await.unwrap(), 1);
+    });
 }
 
 fn drop_in_a_forked_process_takes_nothing_from_its_parent() {

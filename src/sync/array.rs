@@ -38,6 +38,7 @@ use crate::error::{Damage, Error, LockError, Result, Topic};
 use crate::os::fault;
 use crate::os::fork;
 use crate::os::mmap::Map;
+use crate::os::reactor;
 use crate::os::sync::lock;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::family::Family;
@@ -56,7 +57,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::runtime::{self, Handle, RuntimeFlavor};
 
 /// An array of plain values (`T: bytemuck::Pod`) in shared memory, which processes use in place.
 ///
@@ -122,8 +123,8 @@ pub(super) struct ArrayCore {
     whole: Arc<Lendable>,
     /// The elements, one by one; mapped when first needed.
     single: OnceLock<Map>,
-    /// The owner of the guard that this process has.
-    local: std::sync::Mutex<Option<Owner>>,
+    /// The owner of the guard that this process has, and the runtime in which it got that.
+    local: std::sync::Mutex<Option<(Owner, Option<runtime::Id>)>>,
     /// References have been taken from the guard that this process has. Set under `local`.
     is_open: AtomicBool,
 }
@@ -171,7 +172,7 @@ impl ArrayCore {
         &self.region.words()[DIED]
     }
 
-    fn local(&self) -> MutexGuard<'_, Option<Owner>> {
+    fn local(&self) -> MutexGuard<'_, Option<(Owner, Option<runtime::Id>)>> {
         // `set` may panic while it is locked: it has changed nothing then.
         lock(&self.local)
     }
@@ -190,10 +191,12 @@ impl ArrayCore {
     /// its memory is damaged, and nothing is written.
     #[cold]
     fn take_to_write(&self, write: &impl Fn()) -> Option<Taken> {
+        fork::refuse("set an element of an array");
         let local = self.local();
-        let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        let here = Handle::try_current().ok();
+        let is_one_thread = here.as_ref().is_some_and(|here| here.runtime_flavor() == RuntimeFlavor::CurrentThread);
         match *local {
-            Some(who) if who == Owner::here() => {
+            Some((who, _)) if who == Owner::here() => {
                 assert!(
                     !self.is_open.load(Relaxed),
                     "this task has the array's guard and has used it: write by the guard {}",
@@ -202,7 +205,7 @@ impl ArrayCore {
                 write();
                 return None;
             }
-            Some(_) if matches!(flavor, Ok(RuntimeFlavor::CurrentThread)) => {
+            Some((_, runtime)) if is_one_thread && runtime == here.map(|here| here.id()) => {
                 panic!(
                     "another task of this thread has the array's guard: lock the array, or wait for that task {}",
                     Topic::ArrayGuard
@@ -213,21 +216,25 @@ impl ArrayCore {
         let wait = || loop {
             // A waiter of this very task, which is not polled meanwhile, may be ahead in the queue of this process.
             let turn = self.mutex.take_blocking(Some(Instant::now() + A_TURN));
-            match turn.and_then(|taken| if taken.is_none() { self.mutex.try_take() } else { Ok(taken) }) {
+            let taken = match turn {
+                Ok(None) => self.mutex.try_take(),
+                Err(error) if !Damage::is_in(&error) => {
+                    // No descriptor is left to sleep with.
+                    std::thread::sleep(Duration::from_millis(1));
+                    self.mutex.try_take()
+                }
+                turn => turn,
+            };
+            match taken {
                 Ok(Some(taken)) => return Some(taken),
-                Ok(None) => {}
                 Err(error) if Damage::is_in(&error) => {
                     tracing::error!(%error, "an element is not set");
                     return None;
                 }
-                // No descriptor is left to sleep with.
-                _ => std::thread::sleep(Duration::from_millis(1)),
+                _ => {}
             }
         };
-        match flavor {
-            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
-            _ => wait(),
-        }
+        reactor::block_in_place(wait)
     }
 }
 
@@ -254,7 +261,7 @@ impl<T: Pod> ByMutex for Array<T> {
             return Err(io::Error::other("it is lent and not locked"));
         };
         core.is_open.store(false, Relaxed);
-        *core.local() = Some(Owner::here());
+        *core.local() = Some((Owner::here(), Handle::try_current().ok().map(|here| here.id())));
         let guard = ArrayGuard { core: core.clone(), lent: Some(lent), marker: PhantomData };
         Ok(Held { guard, owner_died: died_before || taken == Taken::OwnerDied })
     }

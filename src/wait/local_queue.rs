@@ -134,6 +134,10 @@ impl WaitQueue {
     /// Wakes the process that has waited longest, if any. To be called after the change that it waits for.
     #[inline]
     pub(crate) fn notify_one(&self) {
+        if fork::is_forked() {
+            // It would take the notification from a process, and cannot wake it.
+            return;
+        }
         let (mine, mut is_mine) = (self.family.me_if_listed().map(Sleeper::from), false);
         self.sleepers().notify_one(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
@@ -175,6 +179,9 @@ impl WaitQueue {
 
     /// Wakes this process, if it sleeps here. To be called after the change that it waits for.
     pub(crate) fn notify_member(&self, member: Member) {
+        if fork::is_forked() {
+            return;
+        }
         let (mine, mut is_mine) = (self.family.me_if_listed().map(Sleeper::from), false);
         self.sleepers().notify_sleeper(member.into(), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
@@ -184,6 +191,9 @@ impl WaitQueue {
 
     /// Wakes every process that waits.
     pub(crate) fn notify_all(&self) {
+        if fork::is_forked() {
+            return;
+        }
         let (mine, mut is_mine) = (self.family.me_if_listed().map(Sleeper::from), false);
         self.sleepers().notify_all(mine, |sleeper| self.is_listed(sleeper), |wake| is_mine |= self.wake(wake, mine));
         if is_mine {
