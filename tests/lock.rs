@@ -580,3 +580,32 @@ async fn process_killed_while_its_tasks_pass_a_lock_on_leaves_it_usable() {
         drop(lock.try_acquire().unwrap());
     }
 }
+
+/// A lock that a thread holds until the sender is dropped.
+fn held_by_a_thread(lock: &RLock) -> std::sync::mpsc::Sender<()> {
+    let (held, until) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+    let lock = lock.clone();
+    std::thread::spawn(move || {
+        let _guard = lock.blocking_acquire().unwrap();
+        held.0.send(()).unwrap();
+        let _ = until.1.recv();
+    });
+    held.1.recv().unwrap();
+    until.0
+}
+
+#[tokio::test]
+async fn futures_of_one_task_that_wait_for_a_reentrant_lock_get_it_together() {
+    let lock = RLock::new().unwrap();
+    let within_limit = || lock.acquire_timeout(Duration::from_secs(20));
+    for _ in 0..20 {
+        let holder = held_by_a_thread(&lock);
+        let (mut one, mut two, mut three) = (pin!(lock.acquire()), pin!(lock.acquire()), pin!(within_limit()));
+        assert!(poll!(&mut one).is_pending() && poll!(&mut two).is_pending() && poll!(&mut three).is_pending());
+        drop(holder);
+        // The later ones are polled first.
+        let (three, two, one) = within(async { futures::join!(three, two, one) }).await;
+        drop((one.unwrap(), two.unwrap(), three.unwrap()));
+        drop(held_by_a_thread(&lock));
+    }
+}

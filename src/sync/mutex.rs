@@ -316,6 +316,10 @@ pub(super) trait ByMutex {
     fn guard_again(&self) -> Option<Self::Guard> {
         None
     }
+    /// See [`Acquire::has_others_to_guard`].
+    fn has_others_to_guard(&self) -> bool {
+        false
+    }
 }
 
 impl<P: ByMutex> Acquire for P {
@@ -345,6 +349,11 @@ impl<P: ByMutex> Acquire for P {
     #[inline]
     fn guard_again(&self) -> Option<P::Guard> {
         ByMutex::guard_again(self)
+    }
+
+    #[inline]
+    fn has_others_to_guard(&self) -> bool {
+        ByMutex::has_others_to_guard(self)
     }
 
     fn try_at_deadline(&self) -> io::Result<Option<Taken>> {
@@ -476,6 +485,11 @@ impl Mutex {
     fn take_blocking_slowly(&self, me: Member, deadline: Option<Instant>) -> io::Result<Option<Taken>> {
         let acquisition = Acquisition { mutex: self, me, since: None, is_handoff: false };
         until_blocking_in_turn(&self.queue, None, deadline, acquisition)?.transpose()
+    }
+
+    /// Returns `true` if other waiters of this process wait for it.
+    pub(super) fn has_waiters(&self) -> bool {
+        self.queue.has_waiters()
     }
 
     /// Returns `true` if a live process holds it, which may have changed by now.

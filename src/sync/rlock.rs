@@ -120,7 +120,11 @@ impl ByMutex for RLock {
     }
 
     fn guard_again(&self) -> Option<RLockGuard> {
-        self.0.take_again().then(|| RLockGuard(self.0.clone()))
+        (!fork::is_forked() && self.0.take_again()).then(|| RLockGuard(self.0.clone()))
+    }
+
+    fn has_others_to_guard(&self) -> bool {
+        self.0.mutex.has_waiters()
     }
 }
 
