@@ -399,3 +399,16 @@ async fn stopped_party_counts_and_delays_others_up_to_their_timeouts() {
     go_on(party.pid());
     assert_eq!(within(party).await.unwrap().unwrap(), 0, "its own generation has passed");
 }
+
+#[tokio::test]
+async fn party_that_is_not_polled_delays_no_other_of_its_process() {
+    let barrier = Barrier::new(3).unwrap();
+    let mut idle = pin!(barrier.wait());
+    assert!(poll!(&mut idle).is_pending());
+    let mut behind = pin!(barrier.wait());
+    assert!(poll!(&mut behind).is_pending());
+    let third = Process::spawn(wait, (barrier.clone(),)).unwrap();
+    within(behind).await.unwrap();
+    within(third).await.unwrap().unwrap();
+    within(idle).await.unwrap();
+}

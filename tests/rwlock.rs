@@ -424,3 +424,16 @@ async fn stopped_holder_or_waiter_delays_others_up_to_their_timeouts() {
 async fn write_all_the_same(lock: RwLock) {
     drop(all_the_same(lock.write().await));
 }
+
+#[tokio::test]
+async fn reader_that_is_not_polled_delays_no_other_reader_of_its_process() {
+    let lock = RwLock::new().unwrap();
+    let writing = lock.try_write().unwrap();
+    let mut idle = pin!(lock.read());
+    assert!(poll!(&mut idle).is_pending());
+    let mut behind = pin!(lock.read());
+    assert!(poll!(&mut behind).is_pending());
+    drop(writing);
+    drop(within(behind).await.unwrap());
+    drop(within(idle).await.unwrap());
+}

@@ -10,7 +10,7 @@ use crate::shm::family::Family;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::sleepers::{self, Sleeper, Sleepers};
-use crate::wait::{self, WaitQueue, until, until_blocking};
+use crate::wait::{self, WaitQueue, Waiters};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const MOST: usize = 1 << 20;
 /// A barrier as this process sees it.
 pub(super) struct BarrierCore {
     region: Arc<Region>,
-    queue: Arc<WaitQueue>,
+    waiters: Waiters,
     family: &'static Family,
     /// The values of `PARTIES` and `TIMEOUT`, which never change.
     parties: usize,
@@ -63,8 +63,8 @@ impl Core for BarrierCore {
         }
         let nanoseconds = region.words()[TIMEOUT].load(Acquire);
         let (parties, timeout) = (parties as usize, nanoseconds.checked_sub(1).map(Duration::from_nanos));
-        let queue = WaitQueue::new(region.clone(), SLEEPERS, None)?;
-        Ok(Self { region, queue, family: Family::get()?, parties, timeout })
+        let waiters = Waiters::new(WaitQueue::new(region.clone(), SLEEPERS, None)?);
+        Ok(Self { region, waiters, family: Family::get()?, parties, timeout })
     }
 }
 
@@ -85,7 +85,7 @@ impl BarrierCore {
         let is_listed =
             |sleeper: Sleeper| self.family.epoch_of(sleeper.slot).is_some_and(|epoch| sleeper.has_epoch(epoch));
         let places = &self.words()[PLACES..PLACES + self.parties()];
-        BarrierState::new(&self.words()[STATE], places, is_listed, || self.queue.notify_all())
+        BarrierState::new(&self.words()[STATE], places, is_listed, || self.waiters.notify_all())
     }
 
     /// A process that changes the state needs a slot, so that its death is noticed. If no slot is left it continues all the same.
@@ -113,7 +113,7 @@ impl BarrierCore {
         if let Some(party) = self.try_arrive(false, acting) {
             return party;
         }
-        let coming = until(&self.queue, || self.try_arrive(false, acting));
+        let coming = self.waiters.until(|| self.try_arrive(false, acting));
         by(deadline, coming).await.map_or_else(|| Err(still_busy()), |party| party.map_err(failed)?)
     }
 
@@ -139,9 +139,9 @@ impl BarrierCore {
     fn blocking_wait(&self, timeout: Option<Duration>) -> Result<BarrierWaitResult> {
         wait::refuse_inside_async();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let come = until_blocking(&self.queue, deadline, || self.try_arrive(false, false)).map_err(failed)?;
+        let come = self.waiters.until_blocking(deadline, || self.try_arrive(false, false)).map_err(failed)?;
         let party = come.unwrap_or_else(|| Err(still_busy()))?;
-        match until_blocking(&self.queue, deadline, || party.look()).map_err(failed)? {
+        match self.waiters.until_blocking(deadline, || party.look()).map_err(failed)? {
             Some(outcome) => party.finish(outcome),
             None => party.end(true),
         }
@@ -181,10 +181,10 @@ impl Party<'_> {
     }
 
     async fn wait(self, deadline: Option<Instant>) -> Result<BarrierWaitResult> {
-        // The last party does not join the queue of those that arrived before.
+        // The last party does not sleep.
         let outcome = match self.look() {
             Some(outcome) => outcome,
-            None => match by(deadline, until(&self.core.queue, || self.look())).await {
+            None => match by(deadline, self.core.waiters.until(|| self.look())).await {
                 Some(outcome) => outcome.map_err(failed)?,
                 None => return self.end(true),
             },

@@ -12,7 +12,7 @@ use crate::shm::family::{Family, Member};
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
 use crate::wait::sleepers::{self, Sleepers};
-use crate::wait::{WaitQueue, until, until_blocking};
+use crate::wait::{WaitQueue, Waiters, until, until_blocking};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::io;
@@ -27,7 +27,7 @@ const WRITERS: usize = READERS + sleepers::LEN;
 /// A read-write lock as this process sees it.
 pub(super) struct RwLockCore {
     region: Arc<Region>,
-    readers: Arc<WaitQueue>,
+    readers: Waiters,
     writers: Arc<WaitQueue>,
     family: &'static Family,
     own: Own,
@@ -56,7 +56,7 @@ impl Core for RwLockCore {
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
         let queue = |first| WaitQueue::new(region.clone(), first, None);
-        let (readers, writers) = (queue(READERS)?, queue(WRITERS)?);
+        let (readers, writers) = (Waiters::new(queue(READERS)?), queue(WRITERS)?);
         Ok(Self { region, readers, writers, family: Family::get()?, own: Own::default() })
     }
 }
@@ -195,15 +195,15 @@ impl Acquire for Reading<'_> {
 
     async fn take(&self) -> io::Result<Self::Taken> {
         let attempt = self.0.read_attempt();
-        self.0.fairness().yield_to_sleepers(&self.0.readers).await;
-        until(&self.0.readers, attempt).await?
+        self.0.fairness().yield_to_sleepers(self.0.readers.line()).await;
+        self.0.readers.until(attempt).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>> {
         let attempt = self.0.read_attempt();
-        self.0.fairness().blocking_yield_to_sleepers(&self.0.readers);
-        until_blocking(&self.0.readers, deadline, attempt)?.transpose()
+        self.0.fairness().blocking_yield_to_sleepers(self.0.readers.line());
+        self.0.readers.until_blocking(deadline, attempt)?.transpose()
     }
 
     #[inline]
@@ -375,6 +375,8 @@ impl Drop for RwLockWriteGuard {
 /// - **Fairness.** Nobody starves. New readers let a waiting writer go first, and readers that waited for a writer go
 ///   before the next writer. So hold one guard at a time: a task that reads twice can wait for a writer, which waits for
 ///   the task's first guard.
+/// - **Futures that are not polled.** A `write` that has been polled keeps its place: while it is not polled, new readers and other writers wait behind it.
+///   Poll it on, or drop it. A `read` delays nobody.
 /// - **Death.** If a process is killed while it writes, all readers from then on and the next writer get their guard
 ///   inside an error of kind `OwnerDied`. The data may be half changed; that writer is expected to repair it. A process
 ///   killed while it reads or waits harms no other.

@@ -63,6 +63,10 @@ impl Waiters {
         Self { line, sleeping }
     }
 
+    pub(crate) fn line(&self) -> &WaitQueue {
+        &self.line
+    }
+
     /// Wakes all waiters of every process. To be called after the change that they wait for.
     pub(crate) fn notify_all(&self) {
         self.line.notify_all();
