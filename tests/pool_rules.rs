@@ -4,6 +4,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::{self as mp, ErrorKind, Pool, Process, Queue};
 use std::collections::HashSet;
 use std::os::unix::process::ExitStatusExt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -1515,5 +1516,41 @@ async fn call_whose_source_panics_when_it_is_dropped_is_cancelled_all_the_same()
     assert!(panic.is_err());
     eventually("it is cancelled", || pool.stats().running + pool.stats().queued == 0).await;
     assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+    Ok(())
+}
+
+#[tokio::test]
+async fn stream_that_is_not_polled_holds_no_place_in_the_line_for_room() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    for workers in [1, 2] {
+        let pool = Pool::builder().workers(workers).max_waiting(1).build()?;
+        let mut results = pool.imap(square, 0..200);
+        let mut sum = 0;
+        while let Some(result) = within(results.next()).await {
+            sum += within(pool.apply(square, (result? % 7,))).await?;
+        }
+        assert_eq!(sum, (0..200).map(|n| square(square(n) % 7)).sum::<i64>());
+    }
+    Ok(())
+}
+
+/// It has left the looking for results to its own polls.
+#[tokio::test]
+async fn call_that_is_not_polled_any_more_delays_neither_callers_without_room_nor_the_end() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    for _ in 0..20 {
+        let pool = Pool::builder().workers(1).max_waiting(1).build()?;
+        // Its worker is there, so the first is at work at once.
+        within(pool.apply(square, (0,))).await?;
+        let (mut working, mut waiting) =
+            (pin!(pool.apply(square, (1,)).into_future()), pin!(pool.apply(square, (2,)).into_future()));
+        let _ = futures::poll!(&mut working);
+        let _ = futures::poll!(&mut waiting);
+        assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+        let mut last = pin!(pool.apply(square, (4,)).into_future());
+        let _ = futures::poll!(&mut last);
+        pool.close();
+        within(pool.join()).await?;
+    }
     Ok(())
 }

@@ -224,6 +224,9 @@ impl Shared {
         let mut waker = Some(waker.clone());
         let room = self.scheduler().room_wanted(1, ticket, &mut waker);
         drop(waker);
+        if room == 0 {
+            self.arm_alarm();
+        }
         room == 1
     }
 
@@ -345,6 +348,7 @@ impl Shared {
         self.scheduler().should_collect()
     }
 
+    /// Items that are out, and callers that wait for what becomes of them.
     pub(super) fn out(&self) -> usize {
         self.out.load(Acquire)
     }

@@ -260,8 +260,7 @@ impl Flight {
             self.returned = (self.returned + u64::from(batch.count())).min(self.pulled);
             self.report_progress(batch);
             // A caller that takes its time with slow items may leave other callers waiting for results that come meanwhile.
-            let others = self.pool.shared().out() > self.group.items().out;
-            if others || self.in_flight() > 0 && !self.group.is_quick() {
+            if self.others_wait() || self.in_flight() > 0 && !self.group.is_quick() {
                 self.pool.shared().arm_alarm();
             }
         }
@@ -289,7 +288,13 @@ impl Flight {
         if self.in_flight() == 0 {
             // Without a source this is the end; with one, it wakes us.
             return match &self.input {
-                Some(_) => Poll::Pending,
+                Some(_) => {
+                    if self.place.is_some() {
+                        // Whoever spins for the items before it may not be polled again.
+                        self.pool.shared().arm_alarm();
+                    }
+                    Poll::Pending
+                }
                 None => Poll::Ready(self.failed.take().map(|(index, error)| ResultBatch::failed(index, error))),
             };
         }
@@ -317,10 +322,10 @@ impl Flight {
             return Poll::Ready(Some(batch));
         }
         // A caller that spins need not be woken. But other callers must not depend on our being polled.
-        if shared.out() <= group.items().out {
+        if !self.others_wait() {
             alarm.disarm();
             // A caller that came, armed it and went to sleep in between is seen now.
-            if shared.out() > group.items().out {
+            if self.others_wait() {
                 shared.arm_alarm();
             }
         }
@@ -351,7 +356,13 @@ impl Flight {
             return false;
         }
         let out = self.group.items().out;
-        out >= 2 * chunk && self.pool.shared().out() <= out
+        out >= 2 * chunk && !self.others_wait()
+    }
+
+    /// Returns `true` if other callers wait for items of theirs, or for what becomes of these.
+    fn others_wait(&self) -> bool {
+        // Its own place in line is not another's.
+        self.pool.shared().out() > self.group.items().out + usize::from(self.place.is_some())
     }
 
     /// Returns `true` if its source has something that was not submitted.
@@ -456,6 +467,13 @@ impl Stage {
                 *self = Stage::Failed(Error::copy(&error));
                 (Events::failed(error), None)
             }
+        }
+    }
+
+    /// Its caller does something else now: it stands in no line meanwhile.
+    pub(super) fn leave_line(&mut self) {
+        if let Stage::Flying(flight) = self {
+            flight.leave_line();
         }
     }
 

@@ -677,6 +677,8 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
             if let Some(batch) = &mut this.current {
                 if let Some(result) = batch.next() {
                     this.next += 1;
+                    // What the caller does next may need the room.
+                    this.stage.leave_line();
                     return Poll::Ready(Some(result));
                 }
                 this.current = None;

@@ -513,6 +513,7 @@ impl Pool {
         check_forked()?;
         self.has_processes("resized")?;
         let range = checked(workers)?;
+        self.handle.shared().arm_alarm();
         let mut running = self.handle.shared().running.subscribe();
         self.handle.shared().resize(range.clone());
         // We hold the sender. Another resize may want more than this one.
@@ -574,7 +575,7 @@ impl Pool {
     /// Waits until a worker is free, first come, first served. Until the [`Checkout`] is dropped no other call uses that worker, and it is not replaced for its
     /// age, size or number of tasks. If it dies, the calls of the checkout fail.
     ///
-    /// Cancel safe: a dropped future has taken no worker.
+    /// Cancel safe: a dropped future has taken no worker. A future that is not polled keeps the worker that it was given.
     ///
     /// A worker stopped by SIGSTOP or a debugger is passed over as soon as another one is free. If all free workers are stopped, `checkout` waits
     /// until one of them goes on or another becomes free; put a timeout around it to limit that.

@@ -151,12 +151,13 @@ impl Scheduler {
     // Events of workers.
 
     /// Results may have arrived: takes them in, if there are any. Whether there are items out whose callers have not been
-    /// woken.
+    /// woken, or for which others wait.
     pub(in crate::pool) fn results_arrived(&mut self, effects: &mut Effects) -> bool {
         if self.collect(effects) {
             self.advance(effects);
         }
-        self.out - effects.settled > effects.woken
+        let out = self.out - effects.settled;
+        out > effects.woken || out > 0 && self.waits_for_others() > 0
     }
 
     /// A caller is about to sleep, and has armed the alarm before.

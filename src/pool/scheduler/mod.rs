@@ -240,7 +240,13 @@ impl Scheduler {
             self.seats.get(seat).into_iter().for_each(|worker| worker.lane.notify_given());
         }
         self.seats.update();
-        self.out + self.seats.index().beginning.len()
+        let others = if self.out > 0 { self.waits_for_others() } else { 0 };
+        self.out + others + self.seats.index().beginning.len()
+    }
+
+    /// Callers that wait for what becomes of the items of others: for room, or for the end of the pool.
+    pub(super) fn waits_for_others(&self) -> usize {
+        self.room.in_line() + usize::from(self.is_closed)
     }
 }
 

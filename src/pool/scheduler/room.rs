@@ -61,6 +61,11 @@ impl Room {
         granted
     }
 
+    /// How many callers wait for room.
+    pub(super) fn in_line(&self) -> usize {
+        self.waiters.len()
+    }
+
     /// Room for so many items is needed no longer: they were submitted, or there are none.
     pub(super) fn give_back(&mut self, items: usize) {
         self.reserved = self.reserved.saturating_sub(items);
