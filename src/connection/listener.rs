@@ -123,13 +123,9 @@ impl Listener {
                     });
                 }
                 if let Some(outcome) = state.outcomes.pop_front() {
-                    let is_more = !state.outcomes.is_empty();
                     *state.count_of(&outcome) -= 1;
                     drop(state);
                     self.shared.taken.notify_one();
-                    if is_more {
-                        self.shared.arrived.notify_one();
-                    }
                     return outcome;
                 }
             }
@@ -332,7 +328,8 @@ impl Shared {
         *state.count_of(&outcome) += 1;
         state.outcomes.push_back(outcome);
         drop(state);
-        self.arrived.notify_one();
+        // Each that waits looks, so none depends on another that is not polled.
+        self.arrived.notify_waiters();
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Peer>> {

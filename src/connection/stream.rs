@@ -42,7 +42,8 @@ type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 /// ```
 ///
 /// - Sharing: all methods take `&self`, so several tasks can use one connection. Concurrent messages are sent one after the
-///   other; each message is received by one task.
+///   other; each message is received by one task. A call that has begun and is not polled holds up the others of its direction: poll it on, or drop
+///   it.
 /// - Drop: closes the connection. The other end receives the messages that were sent, and then `Closed`.
 pub struct ByteConnection {
     sender: ByteSender,

@@ -59,7 +59,7 @@ use std::time::{Duration, Instant};
 /// - **Notifying.** [`notify_one`](Condition::notify_one) wakes exactly one waiter, if there is one: as a rule the task that has waited longest. A process
 ///   that has not yet used its last notification comes after the others. It needs no guard, but hold one while you change the data.
 /// - **Waiting.** Dropping a future that waits leaves the lock free and no waiter behind. A notification that it had goes to
-///   another waiter.
+///   another waiter. A waiter that is not polled holds up later waiters of its process.
 /// - **Death.** A notification of a killed waiter goes to another waiter. If a process is killed in
 ///   [`notify_all`](Condition::notify_all), all waiters are notified, also those that came later. If a notified process is killed, one more waiter may
 ///   wake. So check your condition again, as [`wait_for`](Condition::wait_for) does.

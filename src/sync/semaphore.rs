@@ -310,6 +310,8 @@ impl fmt::Debug for Permit {
 ///   a task that has waited for a millisecond is not overtaken for long. Dropping a future that waits is safe: it has
 ///   taken nothing. Returning a permit, [`release`](Semaphore::release) and the `try_` methods never wait, not even for a
 ///   process stopped in the middle of one.
+/// - **Futures that are not polled.** A future that has been polled keeps its place, and later waiters of this process wait behind it. Poll it on, or drop
+///   it.
 /// - **Death.** The permits of a killed process are free again within milliseconds, and waiters are woken. There is no
 ///   `OwnerDied`: a permit guards no data.
 /// - **Stopped processes.** A process stopped by SIGSTOP keeps its permits and the wake that it was given. The next permit

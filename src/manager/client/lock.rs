@@ -114,7 +114,7 @@ fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
 ///
 /// # Details
 /// - **Waiting.** First come, first served. A call that waits holds no thread of the manager.
-/// - **Dropped futures.** A dropped method that acquires has not acquired the lock.
+/// - **Dropped futures.** A dropped method that acquires has not acquired the lock. One that is not polled any more may hold it.
 /// - **Death.** If the holder is killed or disconnected, the lock is free at once. The next holder gets
 ///   [`OwnerDied`](ErrorKind::OwnerDied), with the grant inside the error.
 /// - **Disconnection.** A holder on another host may notice only at its next call that it is disconnected, while another holds the lock
