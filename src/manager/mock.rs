@@ -12,7 +12,7 @@ use crate::wire::Fd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 /// A manager in this process.
@@ -70,14 +70,20 @@ impl TestManager {
     pub(crate) fn another(&self) -> Arc<Link> {
         link(self.connector)
     }
+}
 
-    pub(crate) async fn until(&self, is_so: impl Fn() -> bool) {
-        let start = Instant::now();
+/// What a test waits for, which must not take long.
+pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it ends")
+}
+
+pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
+    in_time(async {
         while !is_so() {
-            assert!(start.elapsed() < Duration::from_secs(20), "it does not happen");
             tokio::task::yield_now().await;
         }
-    }
+    })
+    .await;
 }
 
 impl Drop for TestManager {

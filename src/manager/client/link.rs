@@ -363,13 +363,13 @@ impl Drop for Pending {
 }
 
 #[cfg(test)]
+    use crate::manager::mock::until;
 mod tests {
     use super::*;
     use crate::os::socket::{Wait, packet_pair};
     use crate::wire::frame;
     use futures_util::FutureExt;
     use std::os::fd::AsFd;
-    use std::time::Duration;
 
     /// The manager takes no request of a client that does not read its answers.
     #[tokio::test]
@@ -388,17 +388,9 @@ mod tests {
         let mut answer = Writer::default();
         answer.number(not_polled.id).append_part(&7u64).unwrap();
         manager.send(answer.into_encoded()).unwrap();
-        let is_read = async {
-            while link.calls.take(not_polled.id).is_none() {
-                tokio::task::yield_now().await;
-            }
-        };
-        let read = async {
-            tokio::select! {
-                () = is_read => {}
-                _ = &mut waits => panic!("nobody has answered"),
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), read).await.unwrap();
+        tokio::select! {
+            () = until(|| link.calls.take(not_polled.id).is_some()) => {}
+            _ = &mut waits => panic!("nobody has answered"),
+        }
     }
 }

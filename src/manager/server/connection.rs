@@ -200,15 +200,13 @@ mod tests {
     use crate::manager::client::namespace::{Names, Namespace};
     use crate::manager::client::proxy::{self, Proxy};
     use crate::manager::client::queue::QueueObject;
-    use crate::manager::mock::test_manager;
+    use crate::manager::mock::{in_time, test_manager, until};
     use crate::manager::wire::messages::Op;
     use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
     use crate::manager::wire::waiting::Try;
     use crate::os::socket::packet_pair;
     use crate::wire::Attachment;
     use std::task::Poll;
-    use std::time::Duration;
-    use tokio::time::timeout;
 
     #[tokio::test]
     async fn object_of_answer_that_cannot_be_sent_is_released() {
@@ -218,7 +216,7 @@ mod tests {
         let error = proxy::create(&test_manager.client, String::new, ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
         // It is released after the error is sent.
-        test_manager.until(|| test_manager.server.objects.len() == before).await;
+        until(|| test_manager.server.objects.len() == before).await;
         proxy::create(&test_manager.client, String::new, ()).await.unwrap();
     }
 
@@ -268,8 +266,7 @@ mod tests {
                 match has_answer {
                     true => {
                         // Refused, or done; cut off, the next one is, too.
-                        let asked = client.ask(request);
-                        let _ = timeout(Duration::from_secs(20), asked).await.expect("an answer");
+                        let _ = in_time(client.ask(request)).await;
                     }
                     false => client.post(request),
                 }
@@ -278,12 +275,12 @@ mod tests {
             let case = format!("kind {kind}, object {number}");
             // One holder after the other: what holders leave is settled.
             for _ in 0..2 {
-                drop(timeout(Duration::from_secs(20), lock.acquire()).await.expect(&case).expect(&case));
+                drop(in_time(lock.acquire()).await.expect(&case));
             }
             drop(lock);
             assert_eq!(names.get::<u32>("key").await.expect(&case), Some(7), "{case}");
             assert_eq!(others.call(|list: &mut Vec<u32>| list.clone(), ()).await.expect(&case), [1], "{case}");
-            test_manager.until(|| test_manager.server.objects.len() == before).await;
+            until(|| test_manager.server.objects.len() == before).await;
         }
         names.remove("key").await.unwrap();
     }

@@ -217,7 +217,7 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use crate::manager::client::proxy;
-    use crate::manager::mock::test_manager;
+    use crate::manager::mock::{test_manager, until};
     use futures_util::FutureExt;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -244,11 +244,11 @@ mod tests {
         // It may be done by then.
         let was_done = (&mut before_it).now_or_never().is_some();
         drop((before_it, was_done));
-        test_manager.until(|| GONE.load(SeqCst) == 1).await;
+        until(|| GONE.load(SeqCst) == 1).await;
         let mut after_it = Box::pin(proxy::create(&here, make, ()));
         let was_done = (&mut after_it).now_or_never().is_some();
-        test_manager.until(|| MADE.load(SeqCst) == 2).await;
+        until(|| MADE.load(SeqCst) == 2).await;
         drop((after_it, was_done));
-        test_manager.until(|| GONE.load(SeqCst) == 2).await;
+        until(|| GONE.load(SeqCst) == 2).await;
     }
 }

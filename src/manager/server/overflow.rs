@@ -108,12 +108,8 @@ impl Server {
 mod tests {
     use super::*;
     use crate::manager::client::proxy;
-    use crate::manager::mock::test_manager;
+    use crate::manager::mock::{in_time, test_manager, until};
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-
-    async fn in_time<T>(future: impl Future<Output = T>) -> T {
-        tokio::time::timeout(Duration::from_secs(20), future).await.expect("it ends")
-    }
 
     /// The leader is a thread, too, but waits for what comes by the pipes.
     #[tokio::test]
@@ -156,7 +152,7 @@ mod tests {
         };
         let call = stuck.call(stay, ());
         let others = async {
-            test_manager.until(|| test_manager.server.overflow.is_short()).await;
+            until(|| test_manager.server.overflow.is_short()).await;
             test_manager.server.faults.has_no_threads.store(false, Relaxed);
             let answer = tokio::time::timeout(Duration::from_secs(20), free.call(|n: &mut u32| *n, ())).await;
             MAY_END.store(true, SeqCst);
