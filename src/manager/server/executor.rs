@@ -5,7 +5,7 @@ use super::state::{Job, Next, Server, Task};
 use crate::error::{Error, Topic};
 use crate::manager::wire::local::AT_WORK_ON;
 use crate::manager::wire::messages::{self, Op, Reader, Writer};
-use crate::manager::wire::method::{Attempt, Frame};
+use crate::manager::wire::method::Frame;
 use crate::os::fault;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
@@ -176,7 +176,7 @@ fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> bool {
             if let Some(settle) = frame.wait.as_ref().and_then(|wait| wait.settle) {
                 object.settle.get_or_init(|| settle);
             }
-            let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(Attempt::has_to_wait);
+            let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(|wait| wait.kept.is_some());
             if let Err(error) = result {
                 frame.out.error(&error);
             }

@@ -4,7 +4,7 @@ use super::messages::{Lend, MAKER, Op, Reader, Span, Writer, malformed};
 use super::waiting::{self, Settle, Ticket, Try, Waits};
 use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::image::{self, Enter};
-use crate::process::entry::{catch_panic, fingerprint};
+use crate::process::entry::{catch_panic, fingerprint, survive};
 use crate::process::function::{captures_nothing, up_to_eleven};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -111,14 +111,17 @@ macro_rules! methods {
 
 up_to_eleven!(methods);
 
-/// A method and how its result is encoded.
+/// A function that a call enters: `T` is its object, `A` its arguments, and `M` marks its form.
 pub(crate) trait Invoke<T, A, M>: Copy + 'static {
-    /// How what it brings is settled, if it may have to wait.
-    const SETTLE: Option<Settle> = None;
+    /// It may have to wait.
+    const WAITS: bool = false;
 
-    /// Takes the arguments, unless it has to wait, and appends the result.
-    fn invoke(self, object: &mut T, args: &mut Option<A>, now: Option<Try>, out: &mut Writer) -> Poll<Result<()>>;
+    /// Takes the arguments and appends the result.
+    fn invoke(self, frame: &mut Frame) -> Result<()>;
 }
+
+/// Marks a function that makes an object.
+pub(crate) enum Making {}
 
 /// Marks a method that returns a value.
 pub(crate) enum Owned {}
@@ -126,35 +129,69 @@ pub(crate) enum Owned {}
 /// Marks a method of ours that encodes what it lends.
 pub(crate) enum Lent {}
 
-/// Marks a method of ours that may have to wait.
+/// Marks a method of ours that may have to wait. Then it leaves of the arguments what it needs again.
 pub(crate) enum Waiting {}
 
-impl<F: Method<T, A>, T, A> Invoke<T, A, Owned> for F {
-    fn invoke(self, object: &mut T, args: &mut Option<A>, _: Option<Try>, out: &mut Writer) -> Poll<Result<()>> {
-        let value = self.call(object, args.take().ok_or_else(malformed)?);
-        Poll::Ready(out.append_part(&value))
+impl<F: Maker<A>, A: DeserializeOwned + 'static> Invoke<F::Object, A, Making> for F {
+    fn invoke(self, frame: &mut Frame) -> Result<()> {
+        // Its new object would replace the one that the request names, for all holders.
+        if frame.object.is_some() {
+            return Err(Error::new(ErrorKind::Decode, "a function that makes objects is called on one"));
+        }
+        let args = frame.arguments::<F, A, F::Object>()?;
+        frame.object = Some(Box::new(self.make(args)));
+        Ok(())
     }
 }
 
-impl<F, T, A> Invoke<T, Lend<A>, Lent> for F
+impl<F: Method<T, A>, T: 'static, A: DeserializeOwned + 'static> Invoke<T, A, Owned> for F {
+    fn invoke(self, frame: &mut Frame) -> Result<()> {
+        let args = frame.arguments::<F, A, T>()?;
+        let value = self.call(as_a::<T>(&mut frame.object)?, args);
+        frame.out.append_part(&value)
+    }
+}
+
+impl<F, T: 'static, A: DeserializeOwned + 'static> Invoke<T, Lend<A>, Lent> for F
 where
     F: Fn(&mut T, A, &mut Writer) -> Result<()> + Copy + 'static,
 {
-    fn invoke(self, object: &mut T, args: &mut Option<Lend<A>>, _: Option<Try>, out: &mut Writer) -> Poll<Result<()>> {
-        let Lend(args) = args.take().ok_or_else(malformed)?;
-        Poll::Ready(self(object, args, out))
+    fn invoke(self, frame: &mut Frame) -> Result<()> {
+        let Lend(args) = frame.arguments::<F, Lend<A>, T>()?;
+        self(as_a(&mut frame.object)?, args, &mut frame.out)
     }
 }
 
-impl<F, T: Waits, A> Invoke<T, A, Waiting> for F
+impl<F, T: Waits, A: DeserializeOwned + Send + 'static> Invoke<T, A, Waiting> for F
 where
     F: Fn(&mut T, &mut Option<A>, Try, &mut Writer) -> Poll<Result<()>> + Copy + 'static,
 {
-    const SETTLE: Option<Settle> = Some(waiting::settle::<T>);
+    const WAITS: bool = true;
 
-    fn invoke(self, object: &mut T, args: &mut Option<A>, now: Option<Try>, out: &mut Writer) -> Poll<Result<()>> {
-        self(object, args, now.ok_or_else(malformed)?, out)
+    fn invoke(self, frame: &mut Frame) -> Result<()> {
+        let mut args = match frame.wait.as_mut().and_then(|wait| wait.kept.take()) {
+            None => Some(frame.arguments::<F, A, T>()?),
+            Some(kept) => *kept.downcast::<Option<A>>().map_err(|_| malformed())?,
+        };
+        let Frame { object, out, wait: Some(wait), .. } = frame else { return Err(malformed()) };
+        let object = as_a(object)?;
+        // Only now is it known that the object has such an operation.
+        wait.settle = Some(waiting::settle::<T>);
+        // The rest of the arguments is the user's; its drop may panic.
+        let invoked = catch_panic(|| Ok(self(object, &mut args, wait.now, out)));
+        let Poll::Ready(done) = invoked.unwrap_or_else(|panic| Poll::Ready(Err(panic))) else {
+            wait.kept = Some(Box::new(args));
+            return Ok(());
+        };
+        survive(|| drop(args));
+        done
     }
+}
+
+/// The object as a `T`.
+fn as_a<T: 'static>(object: &mut Option<Box<dyn Any + Send>>) -> Result<&mut T> {
+    let other = || Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()));
+    object.as_mut().and_then(|object| object.downcast_mut()).ok_or_else(other)
 }
 
 /// An operation that may have to wait.
@@ -163,39 +200,23 @@ pub(crate) struct Attempt {
     /// How what it brings is settled; known once it was tried.
     pub(crate) settle: Option<Settle>,
     /// The rest of its arguments, while it has to wait.
-    kept: Option<Box<dyn Any + Send>>,
+    pub(crate) kept: Option<Box<dyn Any + Send>>,
 }
 
 impl Attempt {
     pub(crate) fn new(ticket: Ticket) -> Self {
         Self { now: Try { ticket, is_late: false }, settle: None, kept: None }
     }
-
-    /// Returns `true` if it is to be tried again.
-    pub(crate) fn has_to_wait(&self) -> bool {
-        self.kept.is_some()
-    }
 }
 
 /// The operation that makes an object by `f`.
-pub(crate) fn make_op<F, A>(f: F) -> Op
-where
-    F: Maker<A>,
-    A: DeserializeOwned + 'static,
-{
-    let entry = image::offset_of::<MakerEntry<F, A>>(f);
-    Op { object: MAKER, entry, fingerprint: fingerprint::<F, A, F::Object>() }
+pub(crate) fn make_op<F: Maker<A>, A: DeserializeOwned + 'static>(f: F) -> Op {
+    call_op::<F, F::Object, A, Making>(MAKER, f)
 }
 
 /// The operation that calls `f` on `object`, which is a `T`.
-pub(crate) fn call_op<F, T, A, M>(object: u64, f: F) -> Op
-where
-    F: Invoke<T, A, M>,
-    T: Send + 'static,
-    A: DeserializeOwned + Send + 'static,
-    M: 'static,
-{
-    let entry = image::offset_of::<MethodEntry<F, T, A, M>>(f);
+pub(crate) fn call_op<F: Invoke<T, A, M>, T: 'static, A: 'static, M: 'static>(object: u64, f: F) -> Op {
+    let entry = image::offset_of::<EntryPoint<F, T, A, M>>(f);
     Op { object, entry, fingerprint: fingerprint::<F, A, T>() }
 }
 
@@ -220,44 +241,15 @@ pub(crate) struct Frame {
     result: Option<Result<()>>,
 }
 
-struct MakerEntry<F, A>(PhantomData<(F, A)>);
-struct MethodEntry<F, T, A, M>(PhantomData<(F, T, A, M)>);
+struct EntryPoint<F, T, A, M>(PhantomData<(F, T, A, M)>);
 
-impl<F, A> Enter for MakerEntry<F, A>
-where
-    F: Maker<A>,
-    A: DeserializeOwned + 'static,
-{
+impl<F: Invoke<T, A, M>, T: 'static, A: 'static, M: 'static> Enter for EntryPoint<F, T, A, M> {
     type Function = F;
 
     fn enter(f: F, frame: &mut dyn Any) {
         let Some(frame) = frame.downcast_mut::<Frame>() else { return };
-        // Its new object would replace the one that the request names, for all holders.
-        if frame.object.is_some() || frame.wait.is_some() {
-            frame.result = Some(Err(Error::new(ErrorKind::Decode, "a function that makes objects is called on one")));
-            return;
-        }
-        let made = frame.arguments::<F, A, F::Object>().and_then(|args| {
-            frame.object = Some(Box::new(catch_panic(|| Ok(f.make(args)))?));
-            Ok(())
-        });
-        frame.result = Some(made);
-    }
-}
-
-impl<F, T, A, M> Enter for MethodEntry<F, T, A, M>
-where
-    F: Invoke<T, A, M>,
-    T: Send + 'static,
-    A: DeserializeOwned + Send + 'static,
-    M: 'static,
-{
-    type Function = F;
-
-    fn enter(f: F, frame: &mut dyn Any) {
-        let Some(frame) = frame.downcast_mut::<Frame>() else { return };
-        if frame.wait.is_some() == F::SETTLE.is_some() {
-            frame.result = Some(frame.call::<F, T, A, M>(f));
+        if frame.wait.is_some() == F::WAITS {
+            frame.result = Some(f.invoke(frame));
         }
     }
 }
@@ -275,45 +267,10 @@ impl Frame {
         let start = self.out.len();
         let entered = catch_panic(|| {
             entry(self);
-            Ok(())
+            let why = "a call names something that is not a function for objects of a manager";
+            self.result.take().unwrap_or_else(|| Err(Error::new(ErrorKind::Decode, why)))
         });
-        let why = "a call names something that is not a function for objects of a manager";
-        let called =
-            entered.and_then(|()| self.result.take().unwrap_or_else(|| Err(Error::new(ErrorKind::Decode, why))));
-        called.inspect_err(|_| self.out.truncate(start))
-    }
-
-    fn call<F, T, A, M>(&mut self, f: F) -> Result<()>
-    where
-        F: Invoke<T, A, M>,
-        T: 'static,
-        A: DeserializeOwned + Send + 'static,
-    {
-        let kept = self.wait.as_mut().and_then(|wait| wait.kept.take());
-        let mut args = match kept {
-            None => Some(self.arguments::<F, A, T>()?),
-            Some(kept) => *kept.downcast::<Option<A>>().map_err(|_| malformed())?,
-        };
-        let object = self.object.as_mut().and_then(|object| object.downcast_mut::<T>()).ok_or_else(|| {
-            Error::new(ErrorKind::Decode, format!("the object of this proxy is no {}", type_name::<T>()))
-        })?;
-        let Some(wait) = &mut self.wait else {
-            let Poll::Ready(done) = f.invoke(object, &mut args, None, &mut self.out) else { return Err(malformed()) };
-            return done;
-        };
-        // Only now is it known that the object has such an operation.
-        wait.settle = F::SETTLE;
-        // The rest of the arguments is the user's; its drop may panic.
-        let invoked = catch_panic(|| Ok(f.invoke(object, &mut args, Some(wait.now), &mut self.out)));
-        let Poll::Ready(done) = invoked.unwrap_or_else(|panic| Poll::Ready(Err(panic))) else {
-            wait.kept = Some(Box::new(args));
-            return Ok(());
-        };
-        let dropped = catch_panic(|| {
-            drop(args);
-            Ok(())
-        });
-        done.and(dropped)
+        entered.inspect_err(|_| self.out.truncate(start))
     }
 
     /// The arguments, if they were encoded for exactly these types.
@@ -332,10 +289,9 @@ impl Frame {
 fn entry_at(place: u64) -> Result<image::Entry> {
     FOUND.with_borrow_mut(|found| match found.entry(place) {
         Entry::Occupied(entry) => Ok(*entry.get()),
-        Entry::Vacant(free) => match image::entry_at(place) {
-            Some(entry) => Ok(*free.insert(entry)),
-            None => Err(image::unknown(place)),
-        },
+        Entry::Vacant(free) => {
+            image::entry_at(place).map(|entry| *free.insert(entry)).ok_or_else(|| image::unknown(place))
+        }
     })
 }
 
