@@ -34,7 +34,7 @@ pub(crate) async fn test_manager() -> TestManager {
         let setup = Setup { id: (99, 0), intake: Fd::new(intake), connector: theirs, exposed: None, bind: None };
         let (started, server) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let (server, _) = start(setup, Box::new(Names::new())).unwrap();
+            let server = start(setup, Box::new(Names::new())).unwrap();
             started.send(server.clone()).unwrap();
             server.watch();
         });

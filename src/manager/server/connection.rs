@@ -134,14 +134,12 @@ impl Server {
                 let (id, end) = (reader.number()?, reader.number()?);
                 let end = *ENDS.get(end as usize).ok_or_else(messages::malformed)?;
                 let object = lock(&connection.asked).remove(&id);
-                let next = || Next::Settle((connection.number, id), end);
-                object.into_iter().for_each(|object| self.enqueue(object, next()));
+                object.into_iter().for_each(|object| self.enqueue(object, Next::Settle((connection.number, id), end)));
             }
             messages::EXPIRE => {
                 let id = reader.number()?;
                 let object = lock(&connection.asked).get(&id).cloned();
-                let next = || Next::Expire((connection.number, id));
-                object.into_iter().for_each(|object| self.enqueue(object, next()));
+                object.into_iter().for_each(|object| self.enqueue(object, Next::Expire((connection.number, id))));
             }
             // Leases are for families, and only the process that started the manager may end it.
             messages::LEASE_OPEN | messages::LEASE | messages::CLAIMED | messages::END
@@ -150,12 +148,11 @@ impl Server {
                 return Err(messages::malformed());
             }
             messages::LEASE_OPEN => {
-                let lease = Holder::Lease(connection.number, reader.number()?);
-                let reader = reader.fd()?;
+                let (lease, end) = (Holder::Lease(connection.number, reader.number()?), reader.fd()?);
                 if !self.objects.open(lease) {
                     return Err(messages::malformed());
                 }
-                self.watch_lease(lease, reader);
+                self.watch_lease(lease, end);
             }
             messages::LEASE => {
                 let lease = Holder::Lease(connection.number, reader.number()?);
@@ -178,7 +175,9 @@ impl Server {
                 match kind {
                     // Without the namespace that is always there.
                     messages::COUNT => answer.append_part(&(self.objects.len().saturating_sub(1) as u64))?,
-                    messages::WHERE => answer.append_part(&self.address)?,
+                    messages::WHERE => {
+                        answer.append_part(&self.listener.as_ref().map(|listener| listener.local_addr()))?
+                    }
                     _ => answer.append_part(&())?,
                 }
                 connection.reply(answer);

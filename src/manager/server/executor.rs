@@ -24,11 +24,7 @@ impl Server {
     /// Works off `job` and all that this lets go on, unless it has to wait, or is better left to an overflow thread.
     pub(crate) fn work(self: &Arc<Self>, job: Box<Job>) {
         let is_slow = || job.entry().is_some_and(|entry| lock(&self.slow).contains(&entry));
-        if self.has_slow.load(Relaxed) && is_slow() {
-            self.delegate(job);
-        } else {
-            self.work_here(job);
-        }
+        if self.has_slow.load(Relaxed) && is_slow() { self.delegate(job) } else { self.work_here(job) }
     }
 
     pub(crate) fn delegate(self: &Arc<Self>, job: Box<Job>) {
@@ -148,17 +144,13 @@ impl Server {
         LAST_ENTRY.set(Some(op.entry));
         let result = job.frame.enter(op);
         AT_WORK_ON.set(outer);
-        match (result, job.frame.object.take()) {
-            (Ok(()), Some(value)) => {
-                let holder = job.reply_to.as_ref().map_or(Holder::Message, |connection| connection.holder());
-                self.objects.add_as(number, value, holder);
-                if let Err(error) = job.frame.out.reference(number) {
-                    job.frame.out.error(&error);
-                }
-            }
-            (Ok(()), None) => job.frame.out.error(&messages::malformed()),
-            (Err(error), _) => job.frame.out.error(&error),
-        }
+        let value = job.frame.object.take();
+        let made = result.and_then(|()| value.ok_or_else(messages::malformed)).and_then(|value| {
+            let holder = job.reply_to.as_ref().map_or(Holder::Message, |connection| connection.holder());
+            self.objects.add_as(number, value, holder);
+            job.frame.out.reference(number)
+        });
+        made.unwrap_or_else(|error| job.frame.out.error(&error));
     }
 }
 

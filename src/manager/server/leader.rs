@@ -54,14 +54,14 @@ use crate::os::socket::Wait;
 use crate::os::sync::lock;
 use crate::process::entry::survive;
 use crate::wait::{Spin, Spinner, Spun};
-use crate::wire::{EncodedMessage, frame};
+use crate::wire::frame;
 use std::any::Any;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Instant;
 use tokio::io::Interest;
@@ -81,15 +81,15 @@ const INTAKE_FAILURES: u32 = 64;
 
 /// Runs the server until it is asked to end or nothing of it is held any more. `names` is the namespace that is always there.
 pub(crate) fn serve(setup: Setup, names: Box<dyn Any + Send>) -> Result<()> {
-    let (server, listener) = start(setup, names)?;
+    let server = start(setup, names)?;
     server.watch();
     // Its socket file goes.
-    listener.iter().for_each(|listener| listener.close());
+    server.listener.iter().for_each(|listener| listener.close());
     Ok(())
 }
 
-/// Starts a server that this thread watches, and where clients from elsewhere connect.
-pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<(Arc<Server>, Option<Arc<Listener>>)> {
+/// Starts a server that this thread watches.
+pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<Arc<Server>> {
     let built = Builder::new_current_thread().enable_all().build();
     let runtime = built.map_err(|error| Error::io("cannot build a tokio runtime in the manager", error))?;
     let listener = setup.bind.map(|bind| runtime.block_on(bind.listen())).transpose()?.map(Arc::new);
@@ -102,13 +102,12 @@ pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<(Arc<Ser
         id: setup.id,
         intake,
         exposed: setup.exposed,
-        address: listener.as_ref().map(|listener| listener.local_addr()),
+        listener,
         objects: Objects::new(),
         runtime,
         poller,
         spin: Spin::default(),
         ended: Mutex::default(),
-        inside: OnceLock::new(),
         pulse: Mutex::default(),
         is_watcher_asleep: AtomicBool::new(false),
         watcher: std::thread::current(),
@@ -120,29 +119,30 @@ pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<(Arc<Ser
         last_connection: AtomicU64::new(0),
         has_ended: AtomicBool::new(false),
     });
-    server.inside.get_or_init(|| server.connection(0, Arc::new(ServerEnd)));
-    let takes = server.clone();
-    let take = move |request| takes.take_inside(request);
+    let inside = server.connection(0, Arc::new(ServerEnd));
+    let take = move |request| {
+        let job = inside.server.take_request(&inside, request)?;
+        job.into_iter().for_each(|job| inside.server.delegate(job));
+        Ok(())
+    };
     let _ = HOST.set(Host { id: server.id, connector: Arc::new(setup.connector.into_inner()), take: Box::new(take) });
     // It has the number that clients know, and is held for ever.
     let names = server.objects.add(names);
     debug_assert_eq!(names, messages::NAMES);
-    if let Some(listener) = &listener {
+    if let Some(listener) = &server.listener {
         server.runtime.spawn(server.clone().take_peers(listener.clone()));
     }
     let takes = server.clone();
     server.runtime.spawn(async move {
         loop {
-            if let Ok(mut ready) = watch.readable().await {
-                ready.clear_ready();
-            }
+            drop(watch.readable().await.map(|mut ready| ready.clear_ready()));
             takes.take_clients();
         }
     });
     let pulse = lock(&server.pulse).clone();
     let leads = server.overflow.run(&server, Task::Lead(pulse));
     leads.map_err(|(_, error)| Error::io("the manager cannot start a thread", error))?;
-    Ok((server, listener))
+    Ok(server)
 }
 
 /// The watcher's part: the main thread.
@@ -222,11 +222,8 @@ impl Server {
 impl Server {
     /// Finds work.
     fn ready_event(&self) -> Option<Event> {
-        if let Some(lease) = lock(&self.ended).pop_front() {
-            return Some(Event::LeaseEnded(lease));
-        }
-        let (open, request) = self.poller.next(false)?;
-        Some(Event::Request(open, request))
+        let ended = lock(&self.ended).pop_front().map(Event::LeaseEnded);
+        ended.or_else(|| self.poller.next(false).map(Event::Request))
     }
 
     /// Waits for work: it spins for a while before it sleeps.
@@ -249,16 +246,15 @@ impl Server {
                 while changed.as_mut().poll(cx).is_ready() {
                     changed.set(self.poller.changed.notified());
                 }
-                match spinner.spin_with(&self.spin, &mut || self.ready_event()) {
-                    Spun::Found(event) => return Poll::Ready(event),
-                    Spun::Again => cx.waker().wake_by_ref(),
-                    Spun::Over => {
-                        if let Some((open, request)) = self.poller.next(true) {
-                            return Poll::Ready(Event::Request(open, request));
-                        }
+                let found = match spinner.spin_with(&self.spin, &mut || self.ready_event()) {
+                    Spun::Found(event) => Some(event),
+                    Spun::Over => self.poller.next(true).map(Event::Request),
+                    Spun::Again => {
+                        cx.waker().wake_by_ref();
+                        None
                     }
-                }
-                Poll::Pending
+                };
+                found.map_or(Poll::Pending, Poll::Ready)
             })
             .await
         })
@@ -292,21 +288,17 @@ impl Server {
                 self.objects.close(lease);
                 self.end_if_forgotten();
             }
-            Event::Request(open, request) => {
+            Event::Request((open, request)) => {
                 let connection = open.client.clone();
                 // The next request is taken only when this one has its place, for another thread may take it.
-                let job = request.map_or(Ok(None), |request| self.take_request(&connection, request).map(Some));
-                match job {
-                    Ok(Some(job)) => {
+                let cut_off = |error: &Error| tracing::warn!(%error, "a client of the manager is cut off");
+                match request.and_then(|request| self.take_request(&connection, request).inspect_err(cut_off)) {
+                    Ok(job) => {
                         self.poller.put_back(open);
                         job.into_iter().for_each(|job| self.work(job));
                     }
                     // Closed; or a request was lost, and with it the answer: the connection ends, so that its caller gets an error.
-                    Ok(None) => self.lose(&connection),
-                    Err(error) => {
-                        tracing::warn!(%error, "a client of the manager is cut off");
-                        self.lose(&connection);
-                    }
+                    Err(_) => self.lose(&connection),
                 }
             }
         }
@@ -381,14 +373,6 @@ impl Server {
         if self.connections.load(SeqCst) == 0 && !self.objects.has_leases() {
             self.finish();
         }
-    }
-
-    /// Takes a request of a handle in this process.
-    fn take_inside(self: &Arc<Self>, request: EncodedMessage) -> Result<()> {
-        let connection = self.inside.get().ok_or_else(messages::malformed)?;
-        let job = self.take_request(connection, request)?;
-        job.into_iter().for_each(|job| self.delegate(job));
-        Ok(())
     }
 
     pub(crate) fn finish(&self) {

@@ -60,6 +60,9 @@ pub(crate) struct Open<C> {
     bit: Bit,
 }
 
+/// A client, to be put back when its request is queued, and the request; or why there will be none any more.
+pub(crate) type Polled<C> = (Open<C>, Result<EncodedMessage>);
+
 /// A client's bit, free for another one when dropped.
 struct Bit {
     number: u32,
@@ -123,9 +126,8 @@ impl<C> Poller<C> {
         Ok(Bit { number, free: self.free.clone() })
     }
 
-    /// A request, or why there will be none any more, and its client: to be put back when the request is queued. Before a
-    /// sleep: if there is nothing, `changed` is notified once there is.
-    pub(crate) fn next(&self, before_sleep: bool) -> Option<(Open<C>, Result<EncodedMessage>)> {
+    /// A request, or the end of a client. Before a sleep: if there is nothing, `changed` is notified once there is.
+    pub(crate) fn next(&self, before_sleep: bool) -> Option<Polled<C>> {
         let state = &mut *lock(&self.state);
         self.set_asleep(state, before_sleep);
         let found = self.poll(state);
@@ -140,7 +142,7 @@ impl<C> Poller<C> {
         }
     }
 
-    fn poll(&self, state: &mut State<C>) -> Option<(Open<C>, Result<EncodedMessage>)> {
+    fn poll(&self, state: &mut State<C>) -> Option<Polled<C>> {
         let State { ready, idle, .. } = state;
         self.map.take(idle.len(), |bit| ready.extend(idle.get_mut(bit).and_then(Option::take)));
         while let Some(open) = ready.pop_front() {

@@ -2,19 +2,18 @@
 
 use super::faults::Faults;
 use super::objects::{Holder, Object, Objects};
-use super::poller::{Open, Poller};
-use crate::error::Result;
+use super::poller::{Polled, Poller};
+use crate::connection::Listener;
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::messages::{Op, Reader, Writer};
 use crate::manager::wire::method::Frame;
 use crate::manager::wire::transport::Transport;
 use crate::manager::wire::waiting::{End, Ticket};
 use crate::wait::Spin;
-use crate::wire::EncodedMessage;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::Thread;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -27,7 +26,7 @@ pub(crate) struct Server {
     pub(crate) intake: Arc<OwnedFd>,
     pub(crate) exposed: Option<HashSet<u64>>,
     /// Where clients from elsewhere connect.
-    pub(crate) address: Option<String>,
+    pub(crate) listener: Option<Arc<Listener>>,
     pub(crate) objects: Objects<Box<Job>>,
     pub(crate) runtime: Runtime,
     /// Takes in requests; and how long it pays to spin for them.
@@ -35,8 +34,6 @@ pub(crate) struct Server {
     pub(crate) spin: Spin,
     /// Leases that have ended.
     pub(crate) ended: Mutex<VecDeque<Holder>>,
-    /// Of handles in this process.
-    pub(crate) inside: OnceLock<Arc<Connection>>,
     pub(crate) pulse: Mutex<Arc<AtomicU64>>,
     pub(crate) is_watcher_asleep: AtomicBool,
     pub(crate) watcher: Thread,
@@ -53,7 +50,7 @@ pub(crate) struct Server {
 /// The work outside of the runtime.
 pub(crate) enum Event {
     /// A request, or why there will be none any more.
-    Request(Open<Arc<Connection>>, Result<EncodedMessage>),
+    Request(Polled<Arc<Connection>>),
     LeaseEnded(Holder),
 }
 
