@@ -30,41 +30,37 @@ pub(crate) struct Object<J> {
     pub(crate) number: u64,
     /// `None` only while a call uses it.
     pub(crate) value: Mutex<Option<Box<dyn Any + Send>>>,
-    turn: Mutex<Turn<J>>,
+    /// Those that wait for the turn, while it is taken.
+    turn: Mutex<Option<VecDeque<J>>>,
     /// Jobs that had their turn and wait for a change. Only the job that has the turn uses this.
     pub(crate) parked: Mutex<Vec<J>>,
     /// How its waiting operations are ended; known once there was one.
     pub(crate) settle: OnceLock<Settle>,
 }
 
-struct Turn<J> {
-    is_taken: bool,
-    waiting: VecDeque<J>,
-}
-
 impl<J> Object<J> {
     /// Takes the turn for `job`, or lets it wait in line until [`pass_on`](Self::pass_on) hands it out.
     pub(crate) fn take_turn(&self, job: J) -> Option<J> {
         let mut turn = lock(&self.turn);
-        if turn.is_taken {
-            turn.waiting.push_back(job);
+        if let Some(waiting) = &mut *turn {
+            waiting.push_back(job);
             return None;
         }
-        turn.is_taken = true;
+        *turn = Some(VecDeque::new());
         Some(job)
     }
 
     /// Returns `true` if no job waits for the turn, so that its holder may keep it.
     pub(crate) fn is_nobody_waiting(&self) -> bool {
-        lock(&self.turn).waiting.is_empty()
+        lock(&self.turn).as_ref().is_none_or(VecDeque::is_empty)
     }
 
     /// Ends a turn. The job that is returned has the next one.
     #[must_use]
     pub(crate) fn pass_on(&self) -> Option<J> {
         let mut turn = lock(&self.turn);
-        let next = turn.waiting.pop_front();
-        turn.is_taken = next.is_some();
+        let next = turn.as_mut().and_then(VecDeque::pop_front);
+        turn.take_if(|_| next.is_none());
         next
     }
 }
@@ -140,8 +136,8 @@ impl<J: Send + 'static> Objects<J> {
     /// Adds an object under a number that was reserved.
     pub(crate) fn add_as(&self, number: u64, value: Box<dyn Any + Send>, holder: Holder) {
         let mut state = lock(&self.0);
-        let (turn, parked) = (Mutex::new(Turn { is_taken: false, waiting: VecDeque::new() }), Mutex::default());
-        let object = Object { number, value: Mutex::new(Some(value)), turn, parked, settle: OnceLock::new() };
+        let (turn, parked, settle) = Default::default();
+        let object = Object { number, value: Mutex::new(Some(value)), turn, parked, settle };
         state.entries.insert(number, Row { object: Arc::new(object), outside: 0, inside: Counts::default() });
         state.hold(number, holder);
     }
