@@ -7,7 +7,7 @@ use super::link::Link;
 use crate::error::Result;
 use crate::manager::wire::greeting::Id;
 use crate::manager::wire::marshal::{self, End, Kept, Leased, Travelling};
-use crate::manager::wire::messages::{self, CONNECTION, Writer};
+use crate::manager::wire::messages::{self, CONNECTION};
 use crate::os::{fork, pipe};
 use crate::wire::{Attachment, attach};
 use serde::de::Error as _;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// One hold on an object, given back when dropped.
 pub(crate) struct Handle {
@@ -84,7 +85,9 @@ impl Leaving {
         let (reader, writer) = pipe::pair().map_err(|error| error.to_string())?;
         let end = attach(Attachment::owned(writer.into()).of("proxy of a manager"))?;
         link.be_connected().map_err(|error| error.to_string())?;
-        let lease = link.open_lease(reader.into());
+        let lease = link.last_lease.fetch_add(1, Relaxed);
+        // It ends when the other end of `reader` is closed everywhere.
+        link.hand_over(messages::LEASE_OPEN, &[lease], reader.into());
         let connector = attach(Attachment::Shared(connector.clone()))?;
         Ok(Self(lease, Leased { manager: link.id, pid: link.pid, object: 0, connector, end }))
     }
@@ -100,11 +103,7 @@ struct Arriving {
 impl Drop for Arriving {
     /// After the last claim: the end of the lease follows it, by the same way.
     fn drop(&mut self) {
-        if let Some(end) = self.end.take() {
-            let mut request = Writer::plain(messages::CLAIMED, &[]);
-            request.attach(Attachment::owned(end));
-            self.link.post(request);
-        }
+        self.end.take().into_iter().for_each(|end| self.link.hand_over(messages::CLAIMED, &[], end));
     }
 }
 

@@ -28,7 +28,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, Weak};
 use std::task::{Poll, Waker};
 use tokio::sync::Notify;
@@ -50,7 +50,7 @@ pub(crate) struct Link {
     pub(crate) calls: PendingCalls,
     /// Wakes all that wait for room.
     has_room: Notify,
-    last_lease: AtomicU64,
+    pub(crate) last_lease: AtomicU64,
     /// Of the manager, where this process has started it.
     process: OnceLock<Weak<Running>>,
 }
@@ -267,13 +267,11 @@ impl Link {
         if is_inside { AT_WORK_ON.get() } else { CONNECTION }
     }
 
-    /// A lease that ends when the other end of `reader` is closed everywhere.
-    pub(crate) fn open_lease(&self, reader: OwnedFd) -> u64 {
-        let lease = self.last_lease.fetch_add(1, Relaxed);
-        let mut request = Writer::plain(messages::LEASE_OPEN, &[lease]);
-        request.attach(Attachment::owned(reader));
+    /// [`tell`](Self::tell) with a descriptor, which the manager closes or keeps.
+    pub(crate) fn hand_over(&self, what: u8, numbers: &[u64], fd: OwnedFd) {
+        let mut request = Writer::plain(what, numbers);
+        request.attach(Attachment::owned(fd));
         self.post(request);
-        lease
     }
 
     pub(crate) fn lease(&self, lease: u64, object: u64) {
@@ -363,9 +361,9 @@ impl Drop for Pending {
 }
 
 #[cfg(test)]
-    use crate::manager::mock::until;
 mod tests {
     use super::*;
+    use crate::manager::mock::until;
     use crate::os::socket::{Wait, packet_pair};
     use crate::wire::frame;
     use futures_util::FutureExt;

@@ -242,7 +242,9 @@ impl Reader {
         let Parcel { bytes, fds } = encoded.open()?;
         let (fds, marshal) = (fds.into_iter().map(Some).collect(), Marshal::at(end.clone()));
         let mut reader = Self { bytes, fds, next: Place::default(), marshal };
-        let len = usize::try_from(reader.last_number()?).ok().and_then(|count| count.checked_mul(8));
+        let count = reader.bytes.last_chunk().and_then(|count| usize::try_from(u64::from_le_bytes(*count)).ok());
+        reader.bytes.truncate(reader.bytes.len().saturating_sub(8));
+        let len = count.and_then(|count| count.checked_mul(8));
         let start = len.and_then(|len| reader.bytes.len().checked_sub(len)).ok_or_else(malformed)?;
         for object in reader.bytes.split_off(start).chunks_exact(8) {
             let object = id_of(object).ok_or_else(malformed)?;
@@ -252,13 +254,6 @@ impl Reader {
             reader.marshal.references.push_back(object);
         }
         Ok(reader)
-    }
-
-    /// Takes a number off the end.
-    fn last_number(&mut self) -> Result<u64> {
-        let number = self.bytes.last_chunk().map(|bytes| u64::from_le_bytes(*bytes)).ok_or_else(malformed)?;
-        self.bytes.truncate(self.bytes.len() - 8);
-        Ok(number)
     }
 
     /// Decodes a value that is part of it.

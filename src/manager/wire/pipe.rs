@@ -18,7 +18,7 @@ use crate::channel::{self, Receiver, Sender, SharedReceiver};
 use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::os::background;
 use crate::os::eventfd;
-use crate::os::socket::{self, Wait};
+use crate::os::socket::Wait;
 use crate::os::sync::{lock, try_lock};
 use crate::shm::atomic::fence;
 use crate::wait::WaitQueue;
@@ -63,13 +63,8 @@ enum Sent {
     Refused,
 }
 
-/// Lets nobody wait longer at the connector of a manager.
-pub(crate) fn limit_waiting(connector: &OwnedFd, time: Duration) -> io::Result<()> {
-    socket::limit_sends(connector.as_fd(), time)
-}
-
 impl Pipe {
-    /// A client's end. The thread waits while more are at the connector than it holds, as long as [`limit_waiting`] allows.
+    /// A client's end. The thread waits while more are at the connector than it holds, as long as the connector allows.
     pub(crate) fn connect(connector: &OwnedFd, changed: Changed) -> Result<Arc<Self>> {
         let ((tx, theirs), (back, rx)) = (channel::simplex::<EncodedMessage>()?, channel::simplex::<EncodedMessage>()?);
         let failed = |error| Error::io("cannot connect to the manager", error);
@@ -430,7 +425,7 @@ mod tests {
     fn connecting_to_a_full_connector_times_out() {
         let (connector, _intake) = socket::packet_pair().unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&connector, 1).unwrap();
-        limit_waiting(&connector, Duration::from_millis(10)).unwrap();
+        socket::limit_sends(connector.as_fd(), Duration::from_millis(10)).unwrap();
         let refused = (0..1_000).find_map(|_| Pipe::connect(&connector, Box::new(|| ())).err()).unwrap();
         assert_eq!(refused.kind(), ErrorKind::Timeout, "{refused}");
     }
