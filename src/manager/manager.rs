@@ -16,7 +16,7 @@ use crate::manager::client::proxy::{self, Proxy};
 use crate::manager::client::queue::{QueueObject, QueueProxy};
 use crate::manager::client::value::{ArrayObject, ArrayProxy, ValueObject, ValueProxy};
 use crate::manager::server::leader;
-use crate::manager::wire::greeting::{self, Bind, GREETING_TIME, Setup};
+use crate::manager::wire::greeting::{self, Bind, CertificatesAndKey, GREETING_TIME, Setup};
 use crate::manager::wire::messages;
 use crate::manager::wire::method::{Exposed, Maker};
 use crate::os::{reactor, socket, timer};
@@ -99,12 +99,8 @@ pub struct ManagerBuilder {
     address: Option<String>,
     key: Option<Zeroizing<Vec<u8>>>,
     keeps_traces: bool,
-    #[cfg(feature = "tls")]
     tls: Option<CertificatesAndKey>,
 }
-
-#[cfg(feature = "tls")]
-type CertificatesAndKey = (Vec<Vec<u8>>, Zeroizing<Vec<u8>>);
 
 impl ManagerBuilder {
     /// Sets the name of the process. The default is `Manager`.
@@ -181,15 +177,7 @@ impl ManagerBuilder {
     fn bound(&mut self) -> Result<Option<Bind>> {
         match (self.address.take(), self.key.take()) {
             (None, None) => Ok(None),
-            (Some(address), Some(key)) => {
-                let bind = Bind::new(address, &key)?;
-                #[cfg(feature = "tls")]
-                let bind = match self.tls.take() {
-                    Some((certificates, key)) => bind.with_tls(certificates, &key)?,
-                    None => bind,
-                };
-                Ok(Some(bind))
-            }
+            (Some(address), Some(key)) => Bind::new(address, &key, self.tls.take()).map(Some),
             (Some(_), None) => Err(Error::other("a manager that others connect to needs an authkey")),
             (None, Some(_)) => Err(Error::other("an authkey is for a manager that others connect to: bind it")),
         }

@@ -33,13 +33,15 @@ pub(crate) struct Setup {
 /// The time limit for the greeting of a client from elsewhere, and for connecting on this machine.
 pub(crate) const GREETING_TIME: Duration = Duration::from_secs(10);
 
+/// Both in DER.
+pub(crate) type CertificatesAndKey = (Vec<Vec<u8>>, Zeroizing<Vec<u8>>);
+
 /// Where and how clients from elsewhere connect.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct Bind {
     address: String,
     key: Secret,
-    /// Certificates and the key to them, in DER.
-    #[cfg(feature = "tls")]
+    /// Certificates and the key to them, in DER, for the feature `tls`.
     tls: Option<(Vec<Vec<u8>>, Secret)>,
 }
 
@@ -67,19 +69,9 @@ impl Secret {
 }
 
 impl Bind {
-    pub(crate) fn new(address: String, key: &[u8]) -> Result<Self> {
-        Ok(Self {
-            address,
-            key: Secret::new(key)?,
-            #[cfg(feature = "tls")]
-            tls: None,
-        })
-    }
-
-    #[cfg(feature = "tls")]
-    pub(crate) fn with_tls(mut self, certificates: Vec<Vec<u8>>, key: &[u8]) -> Result<Self> {
-        self.tls = Some((certificates, Secret::new(key)?));
-        Ok(self)
+    pub(crate) fn new(address: String, key: &[u8], tls: Option<CertificatesAndKey>) -> Result<Self> {
+        let tls = tls.map(|(certificates, key)| Ok::<_, Error>((certificates, Secret::new(&key)?))).transpose()?;
+        Ok(Self { address, key: Secret::new(key)?, tls })
     }
 
     pub(crate) async fn listen(self) -> Result<Listener> {
