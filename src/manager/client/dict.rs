@@ -110,48 +110,33 @@ impl<K: Eq + Hash + Item, V: Item> DictProxy<K, V> {
 
     calls! { dict: HashMap<K, V>;
         /// Inserts several keys and their values in one step.
-        fn extend(items: Vec<(K, V)>) -> () { dict.extend(items) }
+        call fn extend(items: Vec<(K, V)>) -> () { dict.extend(items) }
 
         /// Returns the number of keys.
-        fn len() -> usize { dict.len() }
+        call fn len() -> usize { dict.len() }
 
         /// Returns `true` if the dictionary is empty.
-        fn is_empty() -> bool { dict.is_empty() }
-    }
+        call fn is_empty() -> bool { dict.is_empty() }
 
-    /// Returns a copy of all keys, as they are at one moment.
-    ///
-    /// ```
-    /// # multiprocess::init();
-    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// let manager = multiprocess::Manager::start().await?;
-    /// let ages = manager.dict::<String, u32>().await?;
-    /// ages.insert("a".to_string(), 1).await?;
-    /// assert_eq!(ages.keys().await?, ["a"]);
-    /// assert_eq!(ages.values().await?, [1]);
-    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn keys(&self) -> Result<Vec<K>> {
-        self.0.lend(|dict, (), answer| answer.lend_part(&dict.keys().collect::<Vec<_>>()), &()).await
-    }
+        /// Returns a copy of all keys, as they are at one moment.
+        ///
+        /// ```
+        /// # multiprocess::init();
+        /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+        /// let manager = multiprocess::Manager::start().await?;
+        /// let ages = manager.dict::<String, u32>().await?;
+        /// ages.insert("a".to_string(), 1).await?;
+        /// assert_eq!(ages.keys().await?, ["a"]);
+        /// assert_eq!(ages.values().await?, [1]);
+        /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+        /// ```
+        lend fn keys() -> Vec<K> { dict.keys().collect::<Vec<_>>() }
 
-    /// Returns a copy of all values, as they are at one moment.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn values(&self) -> Result<Vec<V>> {
-        self.0.lend(|dict, (), answer| answer.lend_part(&dict.values().collect::<Vec<_>>()), &()).await
-    }
+        /// Returns a copy of all values, as they are at one moment.
+        lend fn values() -> Vec<V> { dict.values().collect::<Vec<_>>() }
 
-    /// Returns a copy of all keys and values, as they are at one moment.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn items(&self) -> Result<Vec<(K, V)>> {
-        self.0.lend(|dict, (), answer| answer.lend_part(&dict.iter().collect::<Vec<_>>()), &()).await
+        /// Returns a copy of all keys and values, as they are at one moment.
+        lend fn items() -> Vec<(K, V)> { dict.iter().collect::<Vec<_>>() }
     }
 
     /// Removes all keys and values.

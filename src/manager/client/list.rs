@@ -3,8 +3,7 @@
 use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::manager::client::proxy::{Proxy, calls, proxies};
-use crate::manager::wire::messages::Writer;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 /// How many elements a stream fetches at a time.
@@ -46,8 +45,9 @@ pub struct ListProxy<T>(pub(crate) Proxy<Vec<T>>);
 
 proxies!(ListProxy<T>);
 
-fn beyond(doing: &str, at: usize, len: usize) -> Error {
-    Error::other(format!("cannot {doing} at {at}: the list has {len} elements"))
+fn check(is_there: bool, doing: &str, at: usize, len: usize) -> Result<()> {
+    let beyond = || Error::other(format!("cannot {doing} at {at}: the list has {len} elements"));
+    is_there.then_some(()).ok_or_else(beyond)
 }
 
 impl<T: Item> ListProxy<T> {
@@ -58,51 +58,49 @@ impl<T: Item> ListProxy<T> {
 
     calls! { list: Vec<T>;
         /// Appends an element.
-        fn push(value: T) -> () { list.push(value) }
+        call fn push(value: T) -> () { list.push(value) }
 
         /// Appends several elements in one step.
-        fn extend(values: Vec<T>) -> () { list.extend(values) }
+        call fn extend(values: Vec<T>) -> () { list.extend(values) }
 
         /// Returns the number of elements.
-        fn len() -> usize { list.len() }
+        call fn len() -> usize { list.len() }
 
         /// Returns `true` if the list has no elements.
-        fn is_empty() -> bool { list.is_empty() }
-    }
+        call fn is_empty() -> bool { list.is_empty() }
 
-    /// Inserts an element at index `at`, and shifts all elements after it to the right.
-    ///
-    /// # Errors
-    /// `Other` if `at` is greater than the length; else as [`Proxy::call`].
-    pub async fn insert(&self, at: usize, value: T) -> Result<()> {
-        let insert = |list: &mut Vec<T>, at: usize, value: T| {
-            if at > list.len() {
-                return Err(beyond("insert", at, list.len()));
-            }
-            list.insert(at, value);
-            Ok(())
-        };
-        self.0.call(insert, (at, value)).await?
-    }
+        /// Inserts an element at index `at`, and shifts all elements after it to the right.
+        ///
+        /// # Errors
+        /// `Other` if `at` is greater than the length; else as [`Proxy::call`].
+        try fn insert(at: usize, value: T) -> () {
+            check(at <= list.len(), "insert", at, list.len()).map(|()| list.insert(at, value))
+        }
 
-    /// Returns a copy of the element at index `at`, or `None` if `at` is out of bounds.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn get(&self, at: usize) -> Result<Option<T>> {
-        self.0.lend(|list, at: usize, answer| answer.lend_part(&list.get(at)), &at).await
-    }
+        /// Returns a copy of the element at index `at`, or `None` if `at` is out of bounds.
+        lend fn get(at: usize) -> Option<T> { list.get(at) }
 
-    /// Replaces the element at index `at`.
-    ///
-    /// # Errors
-    /// `Other` if `at` is out of bounds; else as [`Proxy::call`].
-    pub async fn set(&self, at: usize, value: T) -> Result<()> {
-        let set = |list: &mut Vec<T>, at: usize, value: T| {
-            let len = list.len();
-            list.get_mut(at).map(|place| *place = value).ok_or_else(|| beyond("set", at, len))
-        };
-        self.0.call(set, (at, value)).await?
+        /// Replaces the element at index `at`.
+        ///
+        /// # Errors
+        /// `Other` if `at` is out of bounds; else as [`Proxy::call`].
+        try fn set(at: usize, value: T) -> () {
+            check(at < list.len(), "set", at, list.len()).map(|()| list[at] = value)
+        }
+
+        /// Removes the element at index `at` and returns it; all elements after it shift to the left.
+        ///
+        /// # Errors
+        /// `Other` if `at` is out of bounds; else as [`Proxy::call`].
+        try fn remove(at: usize) -> T { check(at < list.len(), "remove", at, list.len()).map(|()| list.remove(at)) }
+
+        /// Returns a copy of all elements, as they are at one moment.
+        lend fn to_vec() -> Vec<T> { list.as_slice() }
+
+        /// Returns a copy of up to `len` elements from index `at` on; there are fewer, or none, at the end of the list.
+        lend fn slice(at: usize, len: usize) -> Vec<T> {
+            list.get(at..at.saturating_add(len).min(list.len())).unwrap_or_default()
+        }
     }
 
     /// Removes the last element and returns it, or `None` if the list is empty.
@@ -126,18 +124,6 @@ impl<T: Item> ListProxy<T> {
         self.0.call(Vec::pop, ()).await
     }
 
-    /// Removes the element at index `at` and returns it; all elements after it shift to the left.
-    ///
-    /// # Errors
-    /// `Other` if `at` is out of bounds; else as [`Proxy::call`].
-    pub async fn remove(&self, at: usize) -> Result<T> {
-        let remove = |list: &mut Vec<T>, at: usize| match at < list.len() {
-            true => Ok(list.remove(at)),
-            false => Err(beyond("remove", at, list.len())),
-        };
-        self.0.call(remove, (at,)).await?
-    }
-
     /// Removes all elements.
     ///
     /// # Errors
@@ -155,26 +141,6 @@ impl<T: Item> ListProxy<T> {
         T: Ord,
     {
         self.0.call(|list: &mut Vec<T>| list.sort(), ()).await
-    }
-
-    /// Returns a copy of all elements, as they are at one moment.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn to_vec(&self) -> Result<Vec<T>> {
-        self.slice(0, usize::MAX).await
-    }
-
-    /// Returns a copy of up to `len` elements from index `at` on; there are fewer, or none, at the end of the list.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn slice(&self, at: usize, len: usize) -> Result<Vec<T>> {
-        let slice = |list: &mut Vec<T>, (at, len): (usize, usize), answer: &mut Writer| {
-            let end = at.saturating_add(len).min(list.len());
-            answer.lend_part(list.get(at..end).unwrap_or_default())
-        };
-        self.0.lend(slice, &(at, len)).await
     }
 
     /// Runs `f` on the list in the manager's process, as one step: no other call sees the list in between.
@@ -221,9 +187,6 @@ impl<T: Item> ListProxy<T> {
             let next = at + chunk.len();
             Ok::<_, Error>((!chunk.is_empty()).then_some((chunk, (list, next))))
         });
-        chunks.flat_map(|chunk| match chunk {
-            Ok(chunk) => stream::iter(chunk.into_iter().map(Ok).collect::<Vec<_>>()),
-            Err(error) => stream::iter(vec![Err(error)]),
-        })
+        chunks.map_ok(|chunk| stream::iter(chunk.into_iter().map(Ok))).try_flatten()
     }
 }

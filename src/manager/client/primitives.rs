@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::manager::client::lock::Grant;
 use crate::manager::client::proxy::{Proxy, calls, proxies};
-use crate::manager::client::waits::{in_time, taken};
+use crate::manager::client::waits::in_time;
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
 use serde::{Deserialize, Serialize};
@@ -115,10 +115,10 @@ impl SemaphoreProxy {
 
     calls! { permits: SemaphoreObject;
         /// Adds a permit. Permits that are held stay held.
-        fn release() -> () { permits.available = permits.available.saturating_add(1) }
+        call fn release() -> () { permits.available = permits.available.saturating_add(1) }
 
         /// Returns the number of permits that are available.
-        fn available() -> usize { permits.available }
+        call fn available() -> usize { permits.available }
     }
 }
 
@@ -164,7 +164,7 @@ pub struct EventProxy(pub(crate) Proxy<EventObject>);
 impl EventProxy {
     calls! { flag: EventObject;
         /// Sets the event and wakes all callers that wait for it.
-        fn set() -> () { flag.0 = true }
+        call fn set() -> () { flag.0 = true }
 
         /// Clears the event.
         ///
@@ -178,20 +178,18 @@ impl EventProxy {
         /// assert!(!event.is_set().await?);
         /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
         /// ```
-        fn clear() -> () { flag.0 = false }
+        call fn clear() -> () { flag.0 = false }
 
         /// Returns `true` if the event is set.
-        fn is_set() -> bool { flag.0 }
-    }
+        call fn is_set() -> bool { flag.0 }
 
-    /// Waits until the event is set.
-    ///
-    /// Cancel safe: dropping the future changes nothing.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn wait(&self) -> Result<()> {
-        self.0.wait(None, EventObject::wait, ()).await.map(taken)
+        /// Waits until the event is set.
+        ///
+        /// Cancel safe: dropping the future changes nothing.
+        ///
+        /// # Errors
+        /// As [`Proxy::call`].
+        wait fn wait() -> () { (None, EventObject::wait, ()) }
     }
 
     /// Waits as [`wait`](Self::wait), but gives up after `timeout`. The timeout is real time: see
@@ -295,31 +293,27 @@ impl Waits for BarrierObject {
 pub struct BarrierProxy(pub(crate) Proxy<BarrierObject>);
 
 impl BarrierProxy {
-    /// Waits until all parties wait. Returns a different number for each of them, from 0 on.
-    ///
-    /// Dropping it before all parties wait breaks the barrier.
-    ///
-    /// # Errors
-    /// `BrokenBarrier` if the barrier is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
-    pub async fn wait(&self) -> Result<usize> {
-        self.0.wait(None, BarrierObject::wait, ()).await.map(taken)
-    }
-
-    /// Waits as [`wait`](Self::wait), but gives up after `timeout`.
-    ///
-    /// Giving up breaks the barrier, unless the last party has arrived or the request was never sent. The manager decides, and this
-    /// call waits for its answer. Time is real time: see [Timeouts](crate#timeouts).
-    ///
-    /// # Errors
-    /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait). Dropping the future breaks the
-    /// barrier, as with `wait`.
-    pub async fn wait_timeout(&self, timeout: Duration) -> Result<usize> {
-        self.0.wait(Some(timeout), BarrierObject::wait, ()).await.map(taken)
-    }
-
     calls! { parties: BarrierObject;
+        /// Waits until all parties wait. Returns a different number for each of them, from 0 on.
+        ///
+        /// Dropping it before all parties wait breaks the barrier.
+        ///
+        /// # Errors
+        /// `BrokenBarrier` if the barrier is broken, or breaks or is reset meanwhile; else as [`Proxy::call`].
+        wait fn wait() -> usize { (None, BarrierObject::wait, ()) }
+
+        /// Waits as [`wait`](Self::wait), but gives up after `timeout`.
+        ///
+        /// Giving up breaks the barrier, unless the last party has arrived or the request was never sent. The manager decides, and this
+        /// call waits for its answer. Time is real time: see [Timeouts](crate#timeouts).
+        ///
+        /// # Errors
+        /// `Timeout` if not all parties arrived in time; else as [`wait`](Self::wait). Dropping the future breaks the
+        /// barrier, as with `wait`.
+        wait fn wait_timeout(timeout: Duration) -> usize { (Some(timeout), BarrierObject::wait, ()) }
+
         /// Breaks the barrier: all that wait fail, and all that come, until it is [reset](Self::reset).
-        fn abort() -> () { parties.dismiss(true) }
+        call fn abort() -> () { parties.dismiss(true) }
 
         /// Makes the barrier usable again. Callers that wait fail with `BrokenBarrier`.
         ///
@@ -335,15 +329,15 @@ impl BarrierProxy {
         /// assert!(!barrier.is_broken().await?);
         /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
         /// ```
-        fn reset() -> () { parties.dismiss(false) }
+        call fn reset() -> () { parties.dismiss(false) }
 
         /// Returns the number of parties.
-        fn parties() -> usize { parties.count }
+        call fn parties() -> usize { parties.count }
 
         /// Returns the number of parties that wait.
-        fn waiting() -> usize { parties.waiting.len() }
+        call fn waiting() -> usize { parties.waiting.len() }
 
         /// Returns `true` if the barrier is broken.
-        fn is_broken() -> bool { parties.is_broken }
+        call fn is_broken() -> bool { parties.is_broken }
     }
 }

@@ -151,17 +151,37 @@ async fn run<R: DeserializeOwned + 'static>(link: &Arc<Link>, op: Op, args: impl
     link.ask(request).await?.part()
 }
 
-/// Methods of a proxy, each of which calls its body on the object.
+/// Methods of a proxy, each of which runs its body on the object. A `call fn` returns the value of its body, and a `lend fn` a copy of
+/// what its body borrows. The body of a `try fn` is a `Result`. A `wait fn` takes the result of an operation that may have to wait: its
+/// body names the timeout, the operation and the arguments. The docs of the last two state their errors.
 macro_rules! calls {
-    ($object:ident: $Object:ty; $($(#[$doc:meta])* fn $name:ident($($arg:ident: $Arg:ty),*) -> $Out:ty $body:block)*) => {$(
+    ($object:ident: $Object:ty;
+    $($(#[$doc:meta])* $how:ident fn $name:ident($($arg:ident: $Arg:ty),*) -> $Out:ty $body:block)*) => {$(
         $(#[$doc])*
-        ///
-        /// # Errors
-        /// As [`Proxy::call`](crate::Proxy::call).
+        #[doc = calls!(@errors $how)]
         pub async fn $name(&self, $($arg: $Arg),*) -> $crate::error::Result<$Out> {
-            self.0.call(|$object: &mut $Object, $($arg: $Arg),*| $body, ($($arg,)*)).await
+            calls!(@$how self, $object: $Object, [$($arg: $Arg),*], $body)
         }
     )*};
+    (@call $this:ident, $object:ident: $Object:ty, [$($arg:ident: $Arg:ty),*], $body:block) => {
+        $this.0.call(|$object: &mut $Object, $($arg: $Arg),*| $body, ($($arg,)*)).await
+    };
+    (@lend $this:ident, $object:ident: $Object:ty, [$($arg:ident: $Arg:ty),*], $body:block) => {
+        $this
+            .0
+            .lend(|$object: &mut $Object, ($($arg,)*): ($($Arg,)*), answer| answer.lend_part(&$body), &($($arg,)*))
+            .await
+    };
+    (@try $($call:tt)*) => { calls!(@call $($call)*)? };
+    (@wait $this:ident, $object:ident: $Object:ty, [$($arg:ident: $Arg:ty),*], $body:block) => {{
+        let (timeout, operation, args) = $body;
+        let (value, asked) = $this.0.wait(timeout, operation, args).await?;
+        asked.take();
+        Ok(value)
+    }};
+    (@errors call) => { "\n# Errors\nAs [`Proxy::call`](crate::manager::Proxy::call)." };
+    (@errors lend) => { calls!(@errors call) };
+    (@errors $how:ident) => { "" };
 }
 pub(crate) use calls;
 

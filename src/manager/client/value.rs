@@ -34,21 +34,22 @@ pub struct ValueProxy<T>(pub(crate) Proxy<ValueObject<T>>);
 /// The value in the manager.
 pub(crate) struct ValueObject<T>(pub(crate) T);
 
-impl<T: Item> ValueProxy<T> {
-    /// Returns a copy of the value.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn get(&self) -> Result<T> {
-        self.0.lend(|one, (), answer| answer.lend_part(&one.0), &()).await
+impl<T> ValueObject<T> {
+    fn swap(&mut self, value: T) -> T {
+        std::mem::replace(&mut self.0, value)
     }
+}
 
+impl<T: Item> ValueProxy<T> {
     calls! { one: ValueObject<T>;
+        /// Returns a copy of the value.
+        lend fn get() -> T { &one.0 }
+
         /// Replaces the value.
-        fn set(value: T) -> () { one.0 = value }
+        call fn set(value: T) -> () { one.0 = value }
 
         /// Replaces the value and returns the previous one.
-        fn swap(value: T) -> T { std::mem::replace(&mut one.0, value) }
+        call fn swap(value: T) -> T { one.swap(value) }
     }
 
     /// Runs `f` on the value in the manager's process, as one step: no other call sees the value in between.
@@ -82,58 +83,24 @@ impl<T: Item> ValueProxy<T> {
 /// }
 /// ```
 impl<T: Integer + Item> ValueProxy<T> {
-    /// Adds to the value and returns the previous one. It wraps around on overflow.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn fetch_add(&self, more: T) -> Result<T> {
-        self.fetch(|value, more| of_word(to_word(&value).wrapping_add(to_word(&more))), more).await
-    }
+    calls! { one: ValueObject<T>;
+        /// Adds to the value and returns the previous one. It wraps around on overflow.
+        call fn fetch_add(more: T) -> T { one.swap(of_word(to_word(&one.0).wrapping_add(to_word(&more)))) }
 
-    /// Subtracts from the value and returns the previous one. It wraps around on overflow.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn fetch_sub(&self, less: T) -> Result<T> {
-        self.fetch(|value, less| of_word(to_word(&value).wrapping_sub(to_word(&less))), less).await
-    }
+        /// Subtracts from the value and returns the previous one. It wraps around on overflow.
+        call fn fetch_sub(less: T) -> T { one.swap(of_word(to_word(&one.0).wrapping_sub(to_word(&less)))) }
 
-    /// Sets the value to the maximum of itself and `other`, and returns the previous one.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn fetch_max(&self, other: T) -> Result<T> {
-        self.fetch(T::max, other).await
-    }
+        /// Sets the value to the maximum of itself and `other`, and returns the previous one.
+        call fn fetch_max(other: T) -> T { one.swap(one.0.max(other)) }
 
-    /// Sets the value to the minimum of itself and `other`, and returns the previous one.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn fetch_min(&self, other: T) -> Result<T> {
-        self.fetch(T::min, other).await
-    }
+        /// Sets the value to the minimum of itself and `other`, and returns the previous one.
+        call fn fetch_min(other: T) -> T { one.swap(one.0.min(other)) }
 
-    /// Replaces the value by what `f` makes of it and `other`, and returns the previous one.
-    async fn fetch(&self, f: impl Fn(T, T) -> T + Copy + Send + 'static, other: T) -> Result<T> {
-        let fetch = move |one: &mut ValueObject<T>, other: T| {
-            let new = f(one.0, other);
-            std::mem::replace(&mut one.0, new)
-        };
-        self.0.call(fetch, (other,)).await
-    }
-
-    /// Replaces the value by `new` if it equals `current`. Returns `Ok` with the previous value if it was replaced, and `Err` with
-    /// the value if not.
-    ///
-    /// # Errors
-    /// The outer result: as [`Proxy::call`].
-    pub async fn compare_exchange(&self, current: T, new: T) -> Result<Result<T, T>> {
-        let exchange = |one: &mut ValueObject<T>, current: T, new: T| match one.0 == current {
-            true => Ok(std::mem::replace(&mut one.0, new)),
-            false => Err(one.0),
-        };
-        self.0.call(exchange, (current, new)).await
+        /// Replaces the value by `new` if it equals `current`. Returns `Ok` with the previous value if it was replaced, and `Err` with
+        /// the value if not. Errors of the call are in the outer result.
+        call fn compare_exchange(current: T, new: T) -> Result<T, T> {
+            if one.0 == current { Ok(one.swap(new)) } else { Err(one.0) }
+        }
     }
 }
 
@@ -168,42 +135,28 @@ pub struct ArrayProxy<T>(pub(crate) Proxy<ArrayObject<T>>);
 pub(crate) struct ArrayObject<T>(pub(crate) Box<[T]>);
 
 impl<T: Item> ArrayProxy<T> {
-    /// Returns a copy of the element at `index`, or `None` if `index` is out of bounds.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn get(&self, index: usize) -> Result<Option<T>> {
-        self.0.lend(|row, index: usize, answer| answer.lend_part(&row.0.get(index)), &index).await
-    }
-
-    /// Replaces the element at `index`.
-    ///
-    /// # Errors
-    /// `Other` if `index` is out of bounds; else as [`Proxy::call`].
-    pub async fn set(&self, index: usize, value: T) -> Result<()> {
-        let set = |row: &mut ArrayObject<T>, index: usize, value: T| {
-            let len = row.0.len();
-            let element = row.0.get_mut(index);
-            *element.ok_or_else(|| Error::other(format!("no element {index}: there are {len} elements")))? = value;
-            Ok(())
-        };
-        self.0.call(set, (index, value)).await?
-    }
-
     calls! { row: ArrayObject<T>;
+        /// Returns a copy of the element at `index`, or `None` if `index` is out of bounds.
+        lend fn get(index: usize) -> Option<T> { row.0.get(index) }
+
+        /// Replaces the element at `index`.
+        ///
+        /// # Errors
+        /// `Other` if `index` is out of bounds; else as [`Proxy::call`].
+        try fn set(index: usize, value: T) -> () {
+            let len = row.0.len();
+            let beyond = || Error::other(format!("no element {index}: there are {len} elements"));
+            row.0.get_mut(index).map(|element| *element = value).ok_or_else(beyond)
+        }
+
         /// Returns the number of elements.
-        fn len() -> usize { row.0.len() }
+        call fn len() -> usize { row.0.len() }
 
         /// Returns `true` if the array has no elements.
-        fn is_empty() -> bool { row.0.is_empty() }
-    }
+        call fn is_empty() -> bool { row.0.is_empty() }
 
-    /// Returns a copy of all elements, as they are at one moment.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn to_vec(&self) -> Result<Vec<T>> {
-        self.0.lend(|row, (), answer| answer.lend_part(&row.0), &()).await
+        /// Returns a copy of all elements, as they are at one moment.
+        lend fn to_vec() -> Vec<T> { &row.0 }
     }
 
     /// Runs `f` on all elements in the manager's process, as one step: no other call sees the array in between.

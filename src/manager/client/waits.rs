@@ -69,12 +69,6 @@ impl<T: Send + 'static> Proxy<T> {
     }
 }
 
-/// The result, which is taken for good.
-pub(crate) fn taken<R>((value, asked): (R, Asked)) -> R {
-    asked.take();
-    value
-}
-
 /// The result of `wait`, unless the time is over first.
 async fn at_most<R>(timeout: Option<Duration>, wait: impl Future<Output = R>) -> Option<R> {
     match timeout {
