@@ -3,7 +3,7 @@
 use crate::channel::Item;
 use crate::error::Result;
 use crate::manager::client::proxy::{Proxy, calls, proxies};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -39,8 +39,6 @@ use std::hash::Hash;
 /// # Details
 /// The order of keys, values and items is arbitrary. Each method is one call: see [`Proxy`] for waiting, dropped futures,
 /// deaths and cost.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "")]
 pub struct DictProxy<K, V>(pub(crate) Proxy<HashMap<K, V>>);
 
 proxies!(DictProxy<K, V>);

@@ -4,7 +4,6 @@ use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::manager::client::proxy::{Proxy, calls, proxies};
 use futures_util::{Stream, TryStreamExt, stream};
-use serde::{Deserialize, Serialize};
 
 /// How many elements a stream fetches at a time.
 const CHUNK: usize = 256;
@@ -39,8 +38,6 @@ const CHUNK: usize = 256;
 ///
 /// # Details
 /// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "")]
 pub struct ListProxy<T>(pub(crate) Proxy<Vec<T>>);
 
 proxies!(ListProxy<T>);

@@ -5,7 +5,6 @@ use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::client::waits::{Asked, in_time};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
-use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::task::Poll;
@@ -120,7 +119,6 @@ fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
 /// - **Disconnection.** A holder on another host may notice only at its next call that it is disconnected, while another holds the lock
 ///   already. Do what the lock protects through the manager itself where that matters.
 /// - **Cost.** One call to acquire the lock, and one message to release it.
-#[derive(Serialize, Deserialize)]
 pub struct LockProxy(pub(crate) Proxy<LockObject>);
 
 impl LockProxy {
@@ -259,7 +257,6 @@ impl Waits for ConditionObject {
 /// - **Death.** As for [`LockProxy`]. The notification of a process that is killed before it has released the lock goes to the next
 ///   waiter.
 /// - **Cost.** One call for each method.
-#[derive(Serialize, Deserialize)]
 pub struct ConditionProxy(pub(crate) Proxy<ConditionObject>);
 
 impl ConditionProxy {

@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manager::client::proxy::{Proxy, proxies};
 use crate::manager::wire::messages::{Lend, Writer};
 use crate::manager::wire::method::{Exposed, Lent, call_op, make_op};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::any::{Any, type_name};
 use std::collections::BTreeMap;
 
@@ -38,7 +38,6 @@ use std::collections::BTreeMap;
 /// # Details
 /// A value is read as the type that it was set with. Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and
 /// cost.
-#[derive(Serialize, Deserialize)]
 pub struct Namespace(pub(crate) Proxy<Names>);
 
 /// The namespace in the manager.

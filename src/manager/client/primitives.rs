@@ -6,7 +6,6 @@ use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::client::waits::in_time;
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
-use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::task::Poll;
 use std::time::Duration;
@@ -71,7 +70,6 @@ impl Waits for SemaphoreObject {
 /// - **Dropped futures.** A dropped method that acquires has acquired no permit, and none is lost. For the others see [`Proxy`].
 /// - **Death.** The permits of a process that is killed or disconnected are available again at once.
 /// - **Cost.** One call to acquire a permit, and one message to release it.
-#[derive(Serialize, Deserialize)]
 pub struct SemaphoreProxy(pub(crate) Proxy<SemaphoreObject>);
 
 impl SemaphoreProxy {
@@ -158,7 +156,6 @@ impl EventObject {
 /// - **Dropped futures.** A dropped [`wait`](Self::wait) changes nothing. For the other methods see [`Proxy`].
 /// - **Death.** No process holds an event. If the manager ends, each call fails with `Closed`.
 /// - **Cost.** One call for each method.
-#[derive(Serialize, Deserialize)]
 pub struct EventProxy(pub(crate) Proxy<EventObject>);
 
 impl EventProxy {
@@ -289,7 +286,6 @@ impl Waits for BarrierObject {
 /// - **Death.** If a process that waits is killed or disconnected, the barrier breaks: all waiting calls fail with
 ///   [`BrokenBarrier`](ErrorKind::BrokenBarrier), and so do later ones, until it is [reset](Self::reset).
 /// - **Cost.** One call for each method.
-#[derive(Serialize, Deserialize)]
 pub struct BarrierProxy(pub(crate) Proxy<BarrierObject>);
 
 impl BarrierProxy {

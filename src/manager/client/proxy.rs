@@ -199,6 +199,18 @@ macro_rules! proxies {
                 f.debug_tuple(stringify!($name)).field(&self.0.handle.object).finish()
             }
         }
+
+        impl$(<$($t),*>)? serde::Serialize for $name$(<$($t),*>)? {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> $crate::error::Result<S::Ok, S::Error> {
+                serde::Serialize::serialize(&self.0, serializer)
+            }
+        }
+
+        impl<'de $($(, $t)*)?> serde::Deserialize<'de> for $name$(<$($t),*>)? {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> $crate::error::Result<Self, D::Error> {
+                serde::Deserialize::deserialize(deserializer).map(Self)
+            }
+        }
     )*};
 }
 pub(crate) use proxies;

@@ -6,7 +6,7 @@ use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::client::waits::in_time;
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
 use std::task::Poll;
 use std::time::Duration;
@@ -44,8 +44,6 @@ use std::time::Duration;
 /// - **Death.** An item is received once [`get`](Self::get) has returned it. An item on its way to a process that is killed or
 ///   disconnected goes back to its place in the queue. If the manager ends, each call fails with `Closed`.
 /// - **Cost.** One call for each method; `put` and `get` send one message more, which is not answered.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "")]
 pub struct QueueProxy<T>(pub(crate) Proxy<QueueObject<T>>);
 
 /// The queue in the manager.

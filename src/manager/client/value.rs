@@ -4,7 +4,6 @@ use crate::channel::Item;
 use crate::error::{Error, Result};
 use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::sync::{Integer, of_word, to_word};
-use serde::{Deserialize, Serialize};
 
 /// A handle of a value that lives in a manager's process.
 ///
@@ -27,8 +26,6 @@ use serde::{Deserialize, Serialize};
 ///
 /// # Details
 /// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "")]
 pub struct ValueProxy<T>(pub(crate) Proxy<ValueObject<T>>);
 
 /// The value in the manager.
@@ -127,8 +124,6 @@ impl<T: Integer + Item> ValueProxy<T> {
 ///
 /// # Details
 /// Each method is one call: see [`Proxy`] for waiting, dropped futures, deaths and cost.
-#[derive(Serialize, Deserialize)]
-#[serde(bound = "")]
 pub struct ArrayProxy<T>(pub(crate) Proxy<ArrayObject<T>>);
 
 /// The array in the manager.
