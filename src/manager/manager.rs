@@ -12,7 +12,7 @@ use crate::manager::client::namespace::{Names, Namespace};
 use crate::manager::client::primitives::{
     BarrierObject, BarrierProxy, EventObject, EventProxy, SemaphoreObject, SemaphoreProxy,
 };
-use crate::manager::client::proxy::{self, Proxy};
+use crate::manager::client::proxy::{self, Proxy, shows};
 use crate::manager::client::queue::{QueueObject, QueueProxy};
 use crate::manager::client::value::{ArrayObject, ArrayProxy, ValueObject, ValueProxy};
 use crate::manager::server::leader;
@@ -25,9 +25,9 @@ use crate::process::function::{Arguments, captures_nothing};
 use crate::wire::Fd;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::os::fd::AsFd;
 use std::future::{Future, IntoFuture};
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,7 +227,21 @@ fn serve(setup: Setup) -> Result<()> {
     leader::serve(setup, Box::new(Names::new()))
 }
 
-async fn count_objects(link: &Arc<Link>) -> Result<usize> {
+/// Methods that create an object of a built-in type by a function.
+macro_rules! creates {
+    ($($(#[$doc:meta])* fn $name:ident $(<$($T:ident: $Bound:ident $(+ $More:ident)*),*>)? ($($arg:ident: $Arg:ty),*)
+    -> $Proxy:ident $(<$($Of:ident),*>)? = $make:expr;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// As [`create`](Self::create).
+        pub async fn $name $(<$($T: $Bound $(+ $More)*),*>)? (&self, $($arg: $Arg),*) -> Result<$Proxy $(<$($Of),*>)?> {
+            Ok($Proxy(self.create($make, ($($arg,)*)).await?))
+        }
+    )*};
+}
+
+async fn count_objects(link: Arc<Link>) -> Result<usize> {
     let count: u64 = link.ask(link.request(messages::COUNT)).await?.part()?;
     Ok(count as usize)
 }
@@ -311,32 +325,36 @@ impl Manager {
         self.link.pid
     }
 
-    /// Creates an empty list.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn list<T: Item>(&self) -> Result<ListProxy<T>> {
-        Ok(ListProxy(self.create(Vec::<T>::new, ()).await?))
-    }
+    creates! {
+        /// Creates an empty list.
+        fn list<T: Item>() -> ListProxy<T> = Vec::<T>::new;
 
-    /// Creates an empty dictionary.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn dict<K, V>(&self) -> Result<DictProxy<K, V>>
-    where
-        K: Eq + Hash + Item,
-        V: Item,
-    {
-        Ok(DictProxy(self.create(HashMap::<K, V>::new, ()).await?))
-    }
+        /// Creates an empty dictionary.
+        fn dict<K: Eq + Hash + Item, V: Item>() -> DictProxy<K, V> = HashMap::<K, V>::new;
 
-    /// Creates an empty namespace.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn namespace(&self) -> Result<Namespace> {
-        Ok(Namespace(self.create(Names::new, ()).await?))
+        /// Creates an empty namespace.
+        fn namespace() -> Namespace = Names::new;
+
+        /// Creates a lock.
+        fn lock() -> LockProxy = LockObject::default;
+
+        /// Creates a semaphore with this number of permits.
+        fn semaphore(permits: usize) -> SemaphoreProxy = SemaphoreObject::new;
+
+        /// Creates an event, which is not set.
+        fn event() -> EventProxy = EventObject::default;
+
+        /// Creates a barrier for this number of parties.
+        fn barrier(parties: usize) -> BarrierProxy = BarrierObject::new;
+
+        /// Creates a condition variable with its lock.
+        fn condition() -> ConditionProxy = ConditionObject::default;
+
+        /// Creates a value.
+        fn value<T: Item>(value: T) -> ValueProxy<T> = ValueObject::<T>;
+
+        /// Creates an array of these values. Its length is fixed.
+        fn array<T: Item>(values: Vec<T>) -> ArrayProxy<T> = |values: Vec<T>| ArrayObject(values.into());
     }
 
     /// Creates an empty queue of at most `capacity` items. `None` is no limit; 0 counts as 1.
@@ -346,62 +364,6 @@ impl Manager {
     pub async fn queue<T: Item>(&self, capacity: impl Into<Option<usize>>) -> Result<QueueProxy<T>> {
         let capacity = capacity.into().map(|capacity| capacity.max(1));
         Ok(QueueProxy(self.create(QueueObject::<T>::new, (capacity,)).await?))
-    }
-
-    /// Creates a lock.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn lock(&self) -> Result<LockProxy> {
-        Ok(LockProxy(self.create(LockObject::default, ()).await?))
-    }
-
-    /// Creates a semaphore with this number of permits.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn semaphore(&self, permits: usize) -> Result<SemaphoreProxy> {
-        Ok(SemaphoreProxy(self.create(SemaphoreObject::new, (permits,)).await?))
-    }
-
-    /// Creates an event, which is not set.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn event(&self) -> Result<EventProxy> {
-        Ok(EventProxy(self.create(EventObject::default, ()).await?))
-    }
-
-    /// Creates a barrier for this number of parties.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn barrier(&self, parties: usize) -> Result<BarrierProxy> {
-        Ok(BarrierProxy(self.create(BarrierObject::new, (parties,)).await?))
-    }
-
-    /// Creates a condition variable with its lock.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn condition(&self) -> Result<ConditionProxy> {
-        Ok(ConditionProxy(self.create(ConditionObject::default, ()).await?))
-    }
-
-    /// Creates a value.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn value<T: Item>(&self, value: T) -> Result<ValueProxy<T>> {
-        Ok(ValueProxy(self.create(ValueObject::<T>, (value,)).await?))
-    }
-
-    /// Creates an array of these values. Its length is fixed.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub async fn array<T: Item>(&self, values: Vec<T>) -> Result<ArrayProxy<T>> {
-        Ok(ArrayProxy(self.create(|values: Vec<T>| ArrayObject(values.into()), (values,)).await?))
     }
 
     /// Calls `f` in the manager's process to create an object, and returns a handle of it. See [`Proxy`] for an example.
@@ -437,7 +399,7 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone; `Timeout` and `Io` as [`create`](Self::create).
     pub async fn object_count(&self) -> Result<usize> {
-        count_objects(&self.link).await
+        count_objects(self.link.clone()).await
     }
 
     /// The same, to be asked again and again; it holds the manager as a proxy does.
@@ -446,10 +408,7 @@ impl Manager {
         &self,
     ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<usize>> + use<> {
         let link = self.link.clone();
-        move || {
-            let link = link.clone();
-            Box::pin(async move { count_objects(&link).await })
-        }
+        move || Box::pin(count_objects(link.clone()))
     }
 
     /// Ends the manager and waits for its process. Pending calls fail with `Closed`.
@@ -539,16 +498,5 @@ impl fmt::Debug for ManagerConnect {
     }
 }
 
-impl fmt::Debug for ManagerBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither the key nor what TLS has.
-        let address = &self.address;
-        f.debug_struct("ManagerBuilder").field("name", &self.name).field("address", address).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Manager {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manager").field("pid", &self.link.pid).finish_non_exhaustive()
-    }
-}
+// Neither the key nor what TLS has.
+shows!(ManagerBuilder(builder) { name: builder.name, address: builder.address } Manager(manager) { pid: manager.link.pid });

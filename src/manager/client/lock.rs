@@ -1,12 +1,11 @@
 //! Locks and conditions in a manager, for programs that share no memory.
 
 use crate::error::{Error, ErrorKind, LockError, Result, Topic};
-use crate::manager::client::proxy::{Proxy, proxies};
+use crate::manager::client::proxy::{Proxy, proxies, shows};
 use crate::manager::client::waits::{Asked, in_time};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -71,11 +70,7 @@ impl Grant {
     }
 }
 
-impl fmt::Debug for Grant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Grant").field("request", &self.0.id()).finish_non_exhaustive()
-    }
-}
+shows!(Grant(grant) { request: grant.0.id() });
 
 fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
     match answer {

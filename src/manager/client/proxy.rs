@@ -115,7 +115,11 @@ impl<T> Proxy<T> {
 
     /// Returns an empty [`Batch`] of calls for this object's manager.
     pub fn batch(&self) -> Batch {
-        Batch::new(self.handle.link.clone())
+        let link = self.handle.link.clone();
+        let mut request = link.request(messages::CALL);
+        request.number(0);
+        let (end, number) = (request.len(), BATCHES.fetch_add(1, Relaxed));
+        Batch { link, request, end, number, count: 0, handles: Vec::new() }
     }
 
     /// Returns `true` if both are handles of one object.
@@ -215,6 +219,19 @@ macro_rules! proxies {
 }
 pub(crate) use proxies;
 
+/// Implements `Debug`, with these fields.
+macro_rules! shows {
+    ($($Type:ident($this:ident) { $($field:ident: $value:expr),* })*) => {$(
+        impl std::fmt::Debug for $Type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let $this = self;
+                f.debug_struct(stringify!($Type))$(.field(stringify!($field), &$value))*.finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+pub(crate) use shows;
+
 impl<T> Clone for Proxy<T> {
     fn clone(&self) -> Self {
         Self { handle: self.handle.clone(), object: PhantomData }
@@ -288,13 +305,6 @@ pub struct Ticket<R> {
 }
 
 impl Batch {
-    fn new(link: Arc<Link>) -> Self {
-        let mut request = link.request(messages::CALL);
-        request.number(0);
-        let (end, number) = (request.len(), BATCHES.fetch_add(1, Relaxed));
-        Self { link, request, end, number, count: 0, handles: Vec::new() }
-    }
-
     /// Adds a call of `g` on the object of `proxy`.
     ///
     /// # Errors
@@ -343,11 +353,7 @@ impl Batch {
     }
 }
 
-impl fmt::Debug for Batch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batch").field("len", &self.count).finish_non_exhaustive()
-    }
-}
+shows!(Batch(batch) { len: batch.count });
 
 /// The results of the calls of a [`Batch`].
 pub struct Replies {
@@ -370,8 +376,4 @@ impl Replies {
     }
 }
 
-impl fmt::Debug for Replies {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Replies").finish_non_exhaustive()
-    }
-}
+shows!(Replies(_replies) {});
