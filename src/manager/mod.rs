@@ -35,9 +35,9 @@ mod wire;
 
 pub use client::dict::DictProxy;
 pub use client::list::ListProxy;
-pub use client::lock::{ConditionProxy, Grant, LockProxy};
+pub use client::lock::{ConditionProxy, Grant, LockProxy, SemaphoreProxy};
 pub use client::namespace::Namespace;
-pub use client::primitives::{BarrierProxy, EventProxy, SemaphoreProxy};
+pub use client::primitives::{BarrierProxy, EventProxy};
 pub use client::proxy::{Batch, Proxy, Replies, Ticket};
 pub use client::queue::QueueProxy;
 pub use client::value::{ArrayProxy, ValueProxy};

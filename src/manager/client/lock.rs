@@ -1,7 +1,7 @@
-//! Locks and conditions in a manager, for programs that share no memory.
+//! Locks, semaphores and conditions in a manager, for programs that share no memory.
 
 use crate::error::{Error, ErrorKind, LockError, Result, Topic};
-use crate::manager::client::proxy::{Proxy, proxies, shows};
+use crate::manager::client::proxy::{Proxy, calls, proxies, shows};
 use crate::manager::client::waits::{Asked, in_time};
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
@@ -9,48 +9,55 @@ use std::collections::{HashMap, VecDeque};
 use std::task::Poll;
 use std::time::Duration;
 
-proxies!(LockProxy ConditionProxy);
+proxies!(LockProxy SemaphoreProxy ConditionProxy);
 
-/// The lock in the manager.
-#[derive(Default)]
-pub(crate) struct LockObject {
-    holder: Option<Ticket>,
-    /// The last holder was lost with it.
+/// The permits of a semaphore in the manager, or a lock: one permit, whose next holder learns if the last one was lost.
+pub(crate) struct Permits {
+    available: usize,
+    /// The holders, and whether each has got `OwnerDied`.
+    held: HashMap<Ticket, bool>,
+    is_lock: bool,
+    /// The last holder of the lock was lost with it.
     is_orphaned: bool,
-    /// The present holder has got `OwnerDied`.
-    was_orphaned: bool,
 }
 
-impl LockObject {
-    /// True if the last holder was lost.
+impl Default for Permits {
+    fn default() -> Self {
+        Self { available: 1, held: HashMap::new(), is_lock: true, is_orphaned: false }
+    }
+}
+
+impl Permits {
+    pub(crate) fn of_semaphore(available: usize) -> Self {
+        Self { available, is_lock: false, ..Self::default() }
+    }
+
+    /// True if the last holder of the lock was lost.
     fn take(&mut self, ticket: Ticket) -> Option<bool> {
-        if self.holder.is_some() {
-            return None;
-        }
-        self.holder = Some(ticket);
-        self.was_orphaned = std::mem::take(&mut self.is_orphaned);
-        Some(self.was_orphaned)
+        self.available = self.available.checked_sub(1)?;
+        let was_orphaned = std::mem::take(&mut self.is_orphaned);
+        self.held.insert(ticket, was_orphaned);
+        Some(was_orphaned)
     }
 
     fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
+        let why = if self.is_lock { "the lock is held" } else { "there is no permit" };
         match (self.take(now.ticket), *may_wait) {
             (Some(is_orphaned), _) => Poll::Ready(answer.lend_part(&is_orphaned)),
-            (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "the lock is held"))),
+            (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, why))),
             (None, _) => Poll::Pending,
         }
     }
 }
 
-impl Waits for LockObject {
+impl Waits for Permits {
     fn settle(&mut self, ticket: Ticket, end: End) {
-        if self.holder == Some(ticket) {
-            self.holder = None;
-            self.is_orphaned = match end {
-                End::Lost => true,
-                // Nobody has read it.
-                End::Unread => self.was_orphaned,
-                End::Took | End::GaveBack => false,
-            };
+        if let Some(was_orphaned) = self.held.remove(&ticket)
+            && (self.is_lock || end != End::Took)
+        {
+            self.available = self.available.saturating_add(1);
+            // What is unread, nobody has learned.
+            self.is_orphaned = self.is_lock && (end == End::Lost || end == End::Unread && was_orphaned);
         }
     }
 }
@@ -73,16 +80,13 @@ impl Grant {
 shows!(Grant(grant) { request: grant.0.id() });
 
 fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
-    match answer {
-        Ok((false, asked)) => Ok(Grant(asked)),
-        Ok((true, asked)) => {
-            let why =
-                "the last holder of the lock was killed or disconnected: what the lock protects may be half changed";
-            let error = Error::new(ErrorKind::OwnerDied, why).explained_by(Topic::OwnerDied);
-            Err(LockError::new(error, Some(Grant(asked))))
-        }
-        Err(error) => Err(LockError::new(error, None)),
+    let (is_orphaned, asked) = answer.map_err(|error| LockError::new(error, None))?;
+    if !is_orphaned {
+        return Ok(Grant(asked));
     }
+    let why = "the last holder of the lock was killed or disconnected: what the lock protects may be half changed";
+    let error = Error::new(ErrorKind::OwnerDied, why).explained_by(Topic::OwnerDied);
+    Err(LockError::new(error, Some(Grant(asked))))
 }
 
 /// A handle of a mutual exclusion lock that lives in a manager's process.
@@ -114,7 +118,7 @@ fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
 /// - **Disconnection.** A holder on another host may notice only at its next call that it is disconnected, while another holds the lock
 ///   already. Do what the lock protects through the manager itself where that matters.
 /// - **Cost.** One call to acquire the lock, and one message to release it.
-pub struct LockProxy(pub(crate) Proxy<LockObject>);
+pub struct LockProxy(pub(crate) Proxy<Permits>);
 
 impl LockProxy {
     /// Acquires the lock, and waits while another caller holds it.
@@ -125,7 +129,7 @@ impl LockProxy {
     /// `OwnerDied` if the previous holder was killed or disconnected: the lock is acquired, and the grant is inside the error. Else as
     /// [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, LockObject::acquire, (true,)).await)
+        granted(self.0.wait(None, Permits::acquire, (true,)).await)
     }
 
     /// Acquires the lock if it is free.
@@ -133,7 +137,7 @@ impl LockProxy {
     /// # Errors
     /// `WouldBlock` if another caller holds it; else as [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, LockObject::acquire, (false,)).await)
+        granted(self.0.wait(None, Permits::acquire, (false,)).await)
     }
 
     /// Acquires the lock as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
@@ -155,15 +159,91 @@ impl LockProxy {
     /// # Errors
     /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
-        let waiting = self.0.wait(None, LockObject::acquire, (true,));
+        let waiting = self.0.wait(None, Permits::acquire, (true,));
         granted(in_time(timeout, waiting, "the lock was not free").await)
+    }
+}
+
+/// A handle of a counting semaphore that lives in a manager's process.
+///
+/// Created by [`Manager::semaphore`](crate::Manager::semaphore). It is for programs that share no memory, such as those on
+/// several hosts; among processes of one program, [`Semaphore`](crate::Semaphore) is faster.
+///
+/// ```
+/// use multiprocess::{self as mp, Manager};
+///
+/// fn main() -> mp::Result<()> {
+///     mp::run(async {
+///         let manager = Manager::start().await?;
+///         let seats = manager.semaphore(2).await?;
+///         let (_one, two) = (seats.acquire().await?, seats.acquire().await?);
+///         assert_eq!(seats.try_acquire().await.unwrap_err().kind(), mp::ErrorKind::WouldBlock);
+///         drop(two);
+///         assert_eq!(seats.available().await?, 1);
+///         manager.shutdown().await
+///     })
+/// }
+/// ```
+///
+/// # Details
+/// - **Waiting.** First come, first served. A call that waits holds no thread of the manager.
+/// - **Dropped futures.** A dropped method that acquires has acquired no permit, and none is lost. For the others see [`Proxy`].
+/// - **Death.** The permits of a process that is killed or disconnected are available again at once.
+/// - **Cost.** One call to acquire a permit, and one message to release it.
+pub struct SemaphoreProxy(pub(crate) Proxy<Permits>);
+
+impl SemaphoreProxy {
+    /// Acquires a permit, and waits while there is none.
+    ///
+    /// Cancel safe: a dropped future has acquired none, and none is lost.
+    ///
+    /// # Errors
+    /// As [`Proxy::call`].
+    pub async fn acquire(&self) -> Result<Grant> {
+        self.0.wait(None, Permits::acquire, (true,)).await.map(|(_, asked): (bool, _)| Grant(asked))
+    }
+
+    /// Acquires a permit if one is available.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; else as [`Proxy::call`].
+    pub async fn try_acquire(&self) -> Result<Grant> {
+        self.0.wait(None, Permits::acquire, (false,)).await.map(|(_, asked): (bool, _)| Grant(asked))
+    }
+
+    /// Acquires a permit as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
+    /// [Timeouts](crate#timeouts). Cancel safe: a dropped future has acquired none.
+    ///
+    /// ```
+    /// # multiprocess::init();
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// let manager = multiprocess::Manager::start().await?;
+    /// let semaphore = manager.semaphore(1).await?;
+    /// let permit = semaphore.acquire_timeout(Duration::from_secs(5)).await?;
+    /// drop(permit);
+    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// `Timeout` if there was no permit in time; else as [`acquire`](Self::acquire).
+    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant> {
+        in_time(timeout, self.acquire(), "there was no permit").await
+    }
+
+    calls! { permits: Permits;
+        /// Adds a permit. Permits that are held stay held.
+        call fn release() -> () { permits.available = permits.available.saturating_add(1) }
+
+        /// Returns the number of permits that are available.
+        call fn available() -> usize { permits.available }
     }
 }
 
 /// The condition in the manager.
 #[derive(Default)]
 pub(crate) struct ConditionObject {
-    lock: LockObject,
+    lock: Permits,
     waiting: VecDeque<Ticket>,
     /// Noticed, or too late for it, and not holding the lock again.
     woken: HashMap<Ticket, bool>,
@@ -181,10 +261,10 @@ impl ConditionObject {
     fn wait(&mut self, guard: &mut Option<(u64,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
         let ticket = now.ticket;
         if let Some((guard,)) = guard.take() {
-            if self.lock.holder != Some((ticket.0, guard)) {
+            if self.lock.held.remove(&(ticket.0, guard)).is_none() {
                 return Poll::Ready(Err(Error::other("a caller that waits at a condition must hold its lock")));
             }
-            (self.lock.holder, self.used) = (None, None);
+            (self.lock.available, self.used) = (1, None);
             self.waiting.push_back(ticket);
         }
         if now.is_late && !self.woken.contains_key(&ticket) {
@@ -192,14 +272,10 @@ impl ConditionObject {
             self.woken.insert(ticket, false);
         }
         let Some(is_noticed) = self.woken.get(&ticket).copied() else { return Poll::Pending };
-        match self.lock.take(ticket) {
-            Some(is_orphaned) => {
-                self.woken.remove(&ticket);
-                self.used = is_noticed.then_some(ticket);
-                Poll::Ready(answer.lend_part(&(is_orphaned, is_noticed)))
-            }
-            None => Poll::Pending,
-        }
+        let Some(is_orphaned) = self.lock.take(ticket) else { return Poll::Pending };
+        self.woken.remove(&ticket);
+        self.used = is_noticed.then_some(ticket);
+        Poll::Ready(answer.lend_part(&(is_orphaned, is_noticed)))
     }
 
     fn notify(&mut self, count: usize) {
@@ -294,12 +370,11 @@ impl ConditionProxy {
         }
         // While it waits, `held` is the manager's word for nothing any more, and so is its drop.
         let waited = self.0.wait(timeout, ConditionObject::wait, (held.0.id(),)).await;
-        let ((is_orphaned, is_noticed), asked) = match waited {
-            Ok(waited) => waited,
-            // The manager was not asked, so it is still the lock.
-            Err(error) if error.kind() == ErrorKind::Timeout => return Err(LockError::new(error, Some(held))),
-            Err(error) => return Err(LockError::new(error, None)),
-        };
+        let ((is_orphaned, is_noticed), asked) = waited.map_err(|error| {
+            // If the manager was not asked, it is still the lock.
+            let held = (error.kind() == ErrorKind::Timeout).then_some(held);
+            LockError::new(error, held)
+        })?;
         let grant = granted(Ok((is_orphaned, asked)))?;
         if is_noticed {
             return Ok(grant);
@@ -327,51 +402,33 @@ impl ConditionProxy {
         }
     }
 
-    /// Wakes the caller that has waited longest.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn notify_one(&self) -> Result<()> {
-        self.notify(1).await
-    }
+    calls! { waiters: ConditionObject;
+        /// Wakes the caller that has waited longest.
+        call fn notify_one() -> () { waiters.notify(1) }
 
-    /// Wakes up to `count` callers, those that have waited longest.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn notify(&self, count: usize) -> Result<()> {
-        self.0.call(ConditionObject::notify, (count,)).await
-    }
+        /// Wakes up to `count` callers, those that have waited longest.
+        call fn notify(count: usize) -> () { waiters.notify(count) }
 
-    /// Wakes all callers that wait.
-    ///
-    /// ```
-    /// # multiprocess::init();
-    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// let manager = multiprocess::Manager::start().await?;
-    /// let condition = manager.condition().await?;
-    /// let held = condition.lock().await?;
-    /// let notify = async {
-    ///     let _held = condition.lock().await?; // once the other waits
-    ///     condition.notify(0).await?; // nobody
-    ///     condition.notify_all().await
-    /// };
-    /// let (held, notified) = futures::join!(condition.wait(held), notify);
-    /// drop((held?, notified?));
-    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn notify_all(&self) -> Result<()> {
-        self.notify(usize::MAX).await
-    }
+        /// Wakes all callers that wait.
+        ///
+        /// ```
+        /// # multiprocess::init();
+        /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+        /// let manager = multiprocess::Manager::start().await?;
+        /// let condition = manager.condition().await?;
+        /// let held = condition.lock().await?;
+        /// let notify = async {
+        ///     let _held = condition.lock().await?; // once the other waits
+        ///     condition.notify(0).await?; // nobody
+        ///     condition.notify_all().await
+        /// };
+        /// let (held, notified) = futures::join!(condition.wait(held), notify);
+        /// drop((held?, notified?));
+        /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
+        /// ```
+        call fn notify_all() -> () { waiters.notify(usize::MAX) }
 
-    /// Returns the number of callers that wait for a notification.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn waiting(&self) -> Result<usize> {
-        self.0.call(|waiters: &mut ConditionObject| waiters.waiting.len(), ()).await
+        /// Returns the number of callers that wait for a notification.
+        call fn waiting() -> usize { waiters.waiting.len() }
     }
 }

@@ -1,124 +1,15 @@
-//! Semaphores, events and barriers in a manager, for programs that share no memory.
+//! Events and barriers in a manager, for programs that share no memory.
 
 use crate::error::{Error, ErrorKind, Result, Topic};
-use crate::manager::client::lock::Grant;
 use crate::manager::client::proxy::{Proxy, calls, proxies};
 use crate::manager::client::waits::in_time;
 use crate::manager::wire::messages::Writer;
 use crate::manager::wire::waiting::{End, Ticket, Try, Waits, too_late};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::task::Poll;
 use std::time::Duration;
 
-proxies!(SemaphoreProxy EventProxy BarrierProxy);
-
-/// The semaphore in the manager.
-pub(crate) struct SemaphoreObject {
-    available: usize,
-    held: HashSet<Ticket>,
-}
-
-impl SemaphoreObject {
-    pub(crate) fn new(available: usize) -> Self {
-        Self { available, held: HashSet::new() }
-    }
-
-    fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
-        match (self.available.checked_sub(1), *may_wait) {
-            (Some(left), _) => {
-                self.available = left;
-                self.held.insert(now.ticket);
-                Poll::Ready(answer.lend_part(&()))
-            }
-            (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, "there is no permit"))),
-            (None, _) => Poll::Pending,
-        }
-    }
-}
-
-impl Waits for SemaphoreObject {
-    fn settle(&mut self, ticket: Ticket, end: End) {
-        if self.held.remove(&ticket) && end != End::Took {
-            self.available = self.available.saturating_add(1);
-        }
-    }
-}
-
-/// A handle of a counting semaphore that lives in a manager's process.
-///
-/// Created by [`Manager::semaphore`](crate::Manager::semaphore). It is for programs that share no memory, such as those on
-/// several hosts; among processes of one program, [`Semaphore`](crate::Semaphore) is faster.
-///
-/// ```
-/// use multiprocess::{self as mp, Manager};
-///
-/// fn main() -> mp::Result<()> {
-///     mp::run(async {
-///         let manager = Manager::start().await?;
-///         let seats = manager.semaphore(2).await?;
-///         let (_one, two) = (seats.acquire().await?, seats.acquire().await?);
-///         assert_eq!(seats.try_acquire().await.unwrap_err().kind(), mp::ErrorKind::WouldBlock);
-///         drop(two);
-///         assert_eq!(seats.available().await?, 1);
-///         manager.shutdown().await
-///     })
-/// }
-/// ```
-///
-/// # Details
-/// - **Waiting.** First come, first served. A call that waits holds no thread of the manager.
-/// - **Dropped futures.** A dropped method that acquires has acquired no permit, and none is lost. For the others see [`Proxy`].
-/// - **Death.** The permits of a process that is killed or disconnected are available again at once.
-/// - **Cost.** One call to acquire a permit, and one message to release it.
-pub struct SemaphoreProxy(pub(crate) Proxy<SemaphoreObject>);
-
-impl SemaphoreProxy {
-    /// Acquires a permit, and waits while there is none.
-    ///
-    /// Cancel safe: a dropped future has acquired none, and none is lost.
-    ///
-    /// # Errors
-    /// As [`Proxy::call`].
-    pub async fn acquire(&self) -> Result<Grant> {
-        self.0.wait(None, SemaphoreObject::acquire, (true,)).await.map(|((), asked)| Grant(asked))
-    }
-
-    /// Acquires a permit if one is available.
-    ///
-    /// # Errors
-    /// `WouldBlock` if there is none; else as [`Proxy::call`].
-    pub async fn try_acquire(&self) -> Result<Grant> {
-        self.0.wait(None, SemaphoreObject::acquire, (false,)).await.map(|((), asked)| Grant(asked))
-    }
-
-    /// Acquires a permit as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
-    /// [Timeouts](crate#timeouts). Cancel safe: a dropped future has acquired none.
-    ///
-    /// ```
-    /// # multiprocess::init();
-    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// use std::time::Duration;
-    /// let manager = multiprocess::Manager::start().await?;
-    /// let semaphore = manager.semaphore(1).await?;
-    /// let permit = semaphore.acquire_timeout(Duration::from_secs(5)).await?;
-    /// drop(permit);
-    /// # Ok::<_, multiprocess::Error>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// `Timeout` if there was no permit in time; else as [`acquire`](Self::acquire).
-    pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant> {
-        in_time(timeout, self.acquire(), "there was no permit").await
-    }
-
-    calls! { permits: SemaphoreObject;
-        /// Adds a permit. Permits that are held stay held.
-        call fn release() -> () { permits.available = permits.available.saturating_add(1) }
-
-        /// Returns the number of permits that are available.
-        call fn available() -> usize { permits.available }
-    }
-}
+proxies!(EventProxy BarrierProxy);
 
 /// The event in the manager.
 #[derive(Default)]
