@@ -7,7 +7,9 @@ use crate::manager::client::dict::DictProxy;
 use crate::manager::client::handle::Handle;
 use crate::manager::client::link::{Link, Running};
 use crate::manager::client::list::ListProxy;
-use crate::manager::client::lock::{ConditionObject, ConditionProxy, LockProxy, Permits, SemaphoreProxy};
+use crate::manager::client::lock::{
+    ConditionObject, ConditionProxy, LockObject, LockProxy, SemaphoreObject, SemaphoreProxy,
+};
 use crate::manager::client::namespace::{Names, Namespace};
 use crate::manager::client::primitives::{BarrierObject, BarrierProxy, EventObject, EventProxy};
 use crate::manager::client::proxy::{self, Proxy, shows};
@@ -334,10 +336,10 @@ impl Manager {
         fn namespace() -> Namespace = Names::new;
 
         /// Creates a lock.
-        fn lock() -> LockProxy = Permits::default;
+        fn lock() -> LockProxy = LockObject::default;
 
         /// Creates a semaphore with this number of permits.
-        fn semaphore(permits: usize) -> SemaphoreProxy = Permits::of_semaphore;
+        fn semaphore(permits: usize) -> SemaphoreProxy = SemaphoreObject::new;
 
         /// Creates an event, which is not set.
         fn event() -> EventProxy = EventObject::default;

@@ -12,24 +12,26 @@ use std::time::Duration;
 proxies!(LockProxy SemaphoreProxy ConditionProxy);
 
 /// The permits of a semaphore in the manager, or a lock: one permit, whose next holder learns if the last one was lost.
-pub(crate) struct Permits {
+pub(crate) struct Permits<const IS_LOCK: bool> {
     available: usize,
     /// The holders, and whether each has got `OwnerDied`.
     held: HashMap<Ticket, bool>,
-    is_lock: bool,
     /// The last holder of the lock was lost with it.
     is_orphaned: bool,
 }
 
-impl Default for Permits {
+pub(crate) type LockObject = Permits<true>;
+pub(crate) type SemaphoreObject = Permits<false>;
+
+impl Default for LockObject {
     fn default() -> Self {
-        Self { available: 1, held: HashMap::new(), is_lock: true, is_orphaned: false }
+        Self::new(1)
     }
 }
 
-impl Permits {
-    pub(crate) fn of_semaphore(available: usize) -> Self {
-        Self { available, is_lock: false, ..Self::default() }
+impl<const IS_LOCK: bool> Permits<IS_LOCK> {
+    pub(crate) fn new(available: usize) -> Self {
+        Self { available, held: HashMap::new(), is_orphaned: false }
     }
 
     /// True if the last holder of the lock was lost.
@@ -41,7 +43,7 @@ impl Permits {
     }
 
     fn acquire(&mut self, may_wait: &mut Option<(bool,)>, now: Try, answer: &mut Writer) -> Poll<Result<()>> {
-        let why = if self.is_lock { "the lock is held" } else { "there is no permit" };
+        let why = if IS_LOCK { "the lock is held" } else { "there is no permit" };
         match (self.take(now.ticket), *may_wait) {
             (Some(is_orphaned), _) => Poll::Ready(answer.lend_part(&is_orphaned)),
             (None, Some((false,))) => Poll::Ready(Err(Error::new(ErrorKind::WouldBlock, why))),
@@ -50,14 +52,14 @@ impl Permits {
     }
 }
 
-impl Waits for Permits {
+impl<const IS_LOCK: bool> Waits for Permits<IS_LOCK> {
     fn settle(&mut self, ticket: Ticket, end: End) {
         if let Some(was_orphaned) = self.held.remove(&ticket)
-            && (self.is_lock || end != End::Took)
+            && (IS_LOCK || end != End::Took)
         {
             self.available = self.available.saturating_add(1);
             // What is unread, nobody has learned.
-            self.is_orphaned = self.is_lock && (end == End::Lost || end == End::Unread && was_orphaned);
+            self.is_orphaned = IS_LOCK && (end == End::Lost || end == End::Unread && was_orphaned);
         }
     }
 }
@@ -118,7 +120,7 @@ fn granted(answer: Result<(bool, Asked)>) -> Result<Grant, LockError<Grant>> {
 /// - **Disconnection.** A holder on another host may notice only at its next call that it is disconnected, while another holds the lock
 ///   already. Do what the lock protects through the manager itself where that matters.
 /// - **Cost.** One call to acquire the lock, and one message to release it.
-pub struct LockProxy(pub(crate) Proxy<Permits>);
+pub struct LockProxy(pub(crate) Proxy<LockObject>);
 
 impl LockProxy {
     /// Acquires the lock, and waits while another caller holds it.
@@ -129,7 +131,7 @@ impl LockProxy {
     /// `OwnerDied` if the previous holder was killed or disconnected: the lock is acquired, and the grant is inside the error. Else as
     /// [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, Permits::acquire, (true,)).await)
+        granted(self.0.wait(None, LockObject::acquire, (true,)).await)
     }
 
     /// Acquires the lock if it is free.
@@ -137,7 +139,7 @@ impl LockProxy {
     /// # Errors
     /// `WouldBlock` if another caller holds it; else as [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Grant, LockError<Grant>> {
-        granted(self.0.wait(None, Permits::acquire, (false,)).await)
+        granted(self.0.wait(None, LockObject::acquire, (false,)).await)
     }
 
     /// Acquires the lock as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
@@ -159,7 +161,7 @@ impl LockProxy {
     /// # Errors
     /// `Timeout` if the lock was not free in time; else as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<Grant, LockError<Grant>> {
-        let waiting = self.0.wait(None, Permits::acquire, (true,));
+        let waiting = self.0.wait(None, LockObject::acquire, (true,));
         granted(in_time(timeout, waiting, "the lock was not free").await)
     }
 }
@@ -190,7 +192,7 @@ impl LockProxy {
 /// - **Dropped futures.** A dropped method that acquires has acquired no permit, and none is lost. For the others see [`Proxy`].
 /// - **Death.** The permits of a process that is killed or disconnected are available again at once.
 /// - **Cost.** One call to acquire a permit, and one message to release it.
-pub struct SemaphoreProxy(pub(crate) Proxy<Permits>);
+pub struct SemaphoreProxy(pub(crate) Proxy<SemaphoreObject>);
 
 impl SemaphoreProxy {
     /// Acquires a permit, and waits while there is none.
@@ -200,7 +202,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// As [`Proxy::call`].
     pub async fn acquire(&self) -> Result<Grant> {
-        self.0.wait(None, Permits::acquire, (true,)).await.map(|(_, asked): (bool, _)| Grant(asked))
+        self.0.wait(None, SemaphoreObject::acquire, (true,)).await.map(|(_, asked): (bool, _)| Grant(asked))
     }
 
     /// Acquires a permit if one is available.
@@ -208,7 +210,7 @@ impl SemaphoreProxy {
     /// # Errors
     /// `WouldBlock` if there is none; else as [`Proxy::call`].
     pub async fn try_acquire(&self) -> Result<Grant> {
-        self.0.wait(None, Permits::acquire, (false,)).await.map(|(_, asked): (bool, _)| Grant(asked))
+        self.0.wait(None, SemaphoreObject::acquire, (false,)).await.map(|(_, asked): (bool, _)| Grant(asked))
     }
 
     /// Acquires a permit as [`acquire`](Self::acquire), but gives up after `timeout`. The timeout is real time: see
@@ -231,7 +233,7 @@ impl SemaphoreProxy {
         in_time(timeout, self.acquire(), "there was no permit").await
     }
 
-    calls! { permits: Permits;
+    calls! { permits: SemaphoreObject;
         /// Adds a permit. Permits that are held stay held.
         call fn release() -> () { permits.available = permits.available.saturating_add(1) }
 
@@ -243,7 +245,7 @@ impl SemaphoreProxy {
 /// The condition in the manager.
 #[derive(Default)]
 pub(crate) struct ConditionObject {
-    lock: Permits,
+    lock: LockObject,
     waiting: VecDeque<Ticket>,
     /// Noticed, or too late for it, and not holding the lock again.
     woken: HashMap<Ticket, bool>,

@@ -195,7 +195,7 @@ impl Server {
 mod tests {
     use super::*;
     use crate::manager::client::handle::Handle;
-    use crate::manager::client::lock::{LockProxy, Permits};
+    use crate::manager::client::lock::{LockObject, LockProxy};
     use crate::manager::client::namespace::{Names, Namespace};
     use crate::manager::client::proxy::{self, Proxy};
     use crate::manager::client::queue::QueueObject;
@@ -246,7 +246,7 @@ mod tests {
         for (kind, which) in kinds.flat_map(|kind| (0..6).map(move |which| (kind, which))) {
             let client = test_manager.another();
             let own = proxy::create(&client, make, (1,)).await.unwrap();
-            let lock = LockProxy(proxy::create(&test_manager.client, Permits::default, ()).await.unwrap());
+            let lock = LockProxy(proxy::create(&test_manager.client, LockObject::default, ()).await.unwrap());
             let [list, locked] = [others.handle.object, lock.0.handle.object];
             let number = [messages::MAKER, messages::NAMES, list, locked, own.handle.object, u64::MAX][which];
             for op in ops(number) {
