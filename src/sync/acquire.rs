@@ -57,6 +57,14 @@ type Outcome<A> = Result<<A as Acquire>::Guard, LockError<<A as Acquire>::Guard>
 /// Acquires `what` in a task.
 #[inline]
 pub(super) async fn wait<A: Acquire>(what: &A) -> Outcome<A> {
+    match what.guard_again() {
+        Some(guard) => Ok(guard),
+        None => finish(what, what.take().await.map(Some), ErrorKind::Timeout),
+    }
+}
+
+/// [`wait`] for what its owner may acquire again.
+pub(super) async fn wait_reentrant<A: Acquire>(what: &A) -> Outcome<A> {
     match unless_held(what, what.take()).await {
         Ok(taken) => finish(what, taken.map(Some), ErrorKind::Timeout),
         Err(guard) => Ok(guard),
@@ -64,7 +72,6 @@ pub(super) async fn wait<A: Acquire>(what: &A) -> Outcome<A> {
 }
 
 /// Resolves to the result of `taking`, or to a further guard as soon as another future of the same caller holds it.
-#[inline]
 async fn unless_held<A: Acquire, T>(what: &A, taking: impl Future<Output = T>) -> Result<T, A::Guard> {
     let mut taking = pin!(taking);
     poll_fn(|cx| {
@@ -95,6 +102,7 @@ pub(super) async fn wait_timeout<A: Acquire>(what: &A, timeout: Duration) -> Out
         return Ok(guard);
     }
     let taken = match timer::limited(timeout, what.take()) {
+        // Next to a timer the other question costs nothing.
         Ok(taking) => match unless_held(what, taking).await {
             Ok(taken) => taken.map_or_else(|_| what.try_at_deadline(), |taken| taken.map(Some)),
             Err(guard) => return Ok(guard),

@@ -146,7 +146,7 @@ impl RLock {
     /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
     ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
-        acquire::wait(self).await
+        acquire::wait_reentrant(self).await
     }
 
     /// Attempts to acquire the lock without waiting.
