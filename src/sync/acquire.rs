@@ -6,10 +6,7 @@
 use crate::error::{Error, ErrorKind, LockError, Result, Topic};
 use crate::os::timer;
 use crate::wait::refuse_inside_async;
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 /// A guard, and whether the last holder died without releasing.
@@ -40,11 +37,6 @@ pub(super) trait Acquire {
         None
     }
 
-    /// Returns `true` if other futures of this caller may wait, and would get a further guard now that it holds it.
-    fn has_others_to_guard(&self) -> bool {
-        false
-    }
-
     /// A last try after a timeout: on a busy machine the time may be over before the first one, as newcomers let sleepers go
     /// first.
     fn try_at_deadline(&self) -> io::Result<Option<Self::Taken>> {
@@ -63,30 +55,6 @@ pub(super) async fn wait<A: Acquire>(what: &A) -> Outcome<A> {
     }
 }
 
-/// [`wait`] for what its owner may acquire again.
-pub(super) async fn wait_reentrant<A: Acquire>(what: &A) -> Outcome<A> {
-    match unless_held(what, what.take()).await {
-        Ok(taken) => finish(what, taken.map(Some), ErrorKind::Timeout),
-        Err(guard) => Ok(guard),
-    }
-}
-
-/// Resolves to the result of `taking`, or to a further guard as soon as another future of the same caller holds it.
-async fn unless_held<A: Acquire, T>(what: &A, taking: impl Future<Output = T>) -> Result<T, A::Guard> {
-    let mut taking = pin!(taking);
-    poll_fn(|cx| {
-        if let Some(guard) = what.guard_again() {
-            return Poll::Ready(Err(guard));
-        }
-        let taken = ready!(taking.as_mut().poll(cx));
-        if what.has_others_to_guard() {
-            cx.waker().wake_by_ref();
-        }
-        Poll::Ready(Ok(taken))
-    })
-    .await
-}
-
 /// Acquires `what` now or not at all.
 #[inline]
 pub(super) fn attempt<A: Acquire>(what: &A) -> Outcome<A> {
@@ -102,11 +70,7 @@ pub(super) async fn wait_timeout<A: Acquire>(what: &A, timeout: Duration) -> Out
         return Ok(guard);
     }
     let taken = match timer::limited(timeout, what.take()) {
-        // Next to a timer the other question costs nothing.
-        Ok(taking) => match unless_held(what, taking).await {
-            Ok(taken) => taken.map_or_else(|_| what.try_at_deadline(), |taken| taken.map(Some)),
-            Err(guard) => return Ok(guard),
-        },
+        Ok(taking) => taking.await.map_or_else(|_| what.try_at_deadline(), |taken| taken.map(Some)),
         Err(error) => Err(error),
     };
     finish(what, taken, ErrorKind::Timeout)

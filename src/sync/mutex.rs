@@ -316,10 +316,6 @@ pub(super) trait ByMutex {
     fn guard_again(&self) -> Option<Self::Guard> {
         None
     }
-    /// See [`Acquire::has_others_to_guard`].
-    fn has_others_to_guard(&self) -> bool {
-        false
-    }
 }
 
 impl<P: ByMutex> Acquire for P {
@@ -349,11 +345,6 @@ impl<P: ByMutex> Acquire for P {
     #[inline]
     fn guard_again(&self) -> Option<P::Guard> {
         ByMutex::guard_again(self)
-    }
-
-    #[inline]
-    fn has_others_to_guard(&self) -> bool {
-        ByMutex::has_others_to_guard(self)
     }
 
     fn try_at_deadline(&self) -> io::Result<Option<Taken>> {
@@ -487,7 +478,7 @@ impl Mutex {
         until_blocking_in_turn(&self.queue, None, deadline, acquisition)?.transpose()
     }
 
-    /// Returns `true` if other waiters of this process wait for it.
+    /// Returns `true` if any task or thread of this process waits for it.
     pub(super) fn has_waiters(&self) -> bool {
         self.queue.has_waiters()
     }

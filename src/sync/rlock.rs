@@ -9,9 +9,13 @@ use crate::os::sync::lock;
 use crate::shm::atomic::AtomicU64;
 use crate::shm::mapped::Mapped;
 use crate::shm::region::Region;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// A re-entrant lock between processes: its owner may acquire it again.
@@ -47,6 +51,8 @@ pub(super) struct RLockCore {
     mutex: Mutex,
     /// The owner in this process and the number of its acquisitions.
     held: std::sync::Mutex<Option<(Owner, usize)>>,
+    /// The futures that wait, by number, and their owners: one that acquires the lock wakes the others of its own.
+    waits: std::sync::Mutex<BTreeMap<u64, (Owner, Waker)>>,
 }
 
 static MAPPED: Mapped<RLockCore> = Mapped::new();
@@ -69,7 +75,12 @@ impl Core for RLockCore {
     }
 
     fn view(region: Arc<Region>) -> io::Result<Self> {
-        Ok(Self { mutex: Mutex::view(&region, FIRST, Self::NAME)?, region, held: std::sync::Mutex::new(None) })
+        Ok(Self {
+            mutex: Mutex::view(&region, FIRST, Self::NAME)?,
+            region,
+            held: Default::default(),
+            waits: Default::default(),
+        })
     }
 }
 
@@ -90,7 +101,29 @@ impl RLockCore {
     }
 
     fn is_mine_now(&self) {
-        *self.held() = Some((Owner::here(), 1));
+        let me = Owner::here();
+        *self.held() = Some((me, 1));
+        let waits = lock(&self.waits);
+        let wakers: Vec<_> = waits.values().filter(|(owner, _)| *owner == me).map(|(_, waker)| waker.clone()).collect();
+        drop(waits);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Resolves to the outcome of `taking`, or to a further guard as soon as another future of the same owner has acquired the lock.
+    async fn unless_held<T>(self: &Arc<Self>, taking: impl Future<Output = T>) -> Result<T, RLockGuard> {
+        let (mut taking, mut wait) = (pin!(taking), Wait { core: self, number: None });
+        poll_fn(|cx| {
+            if self.take_again() {
+                return Poll::Ready(Err(RLockGuard(self.clone())));
+            }
+            let taken = taking.as_mut().poll(cx);
+            if taken.is_pending() {
+                // None of the same owner is polled meanwhile.
+                wait.note(cx.waker());
+            }
+            taken.map(Ok)
+        })
+        .await
     }
 
     fn release(&self) {
@@ -102,6 +135,31 @@ impl RLockCore {
                 drop(held);
                 self.mutex.release();
             }
+        }
+    }
+}
+
+/// A future that waits.
+struct Wait<'a> {
+    core: &'a RLockCore,
+    number: Option<u64>,
+}
+
+impl Wait<'_> {
+    fn note(&mut self, waker: &Waker) {
+        let mut waits = lock(&self.core.waits);
+        let number = *self.number.get_or_insert_with(|| waits.last_key_value().map_or(0, |(last, _)| last + 1));
+        let old = waits.insert(number, (Owner::here(), waker.clone()));
+        drop(waits);
+        drop(old);
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.filter(|_| !fork::is_forked()) {
+            let old = lock(&self.core.waits).remove(&number);
+            drop(old);
         }
     }
 }
@@ -121,10 +179,6 @@ impl ByMutex for RLock {
 
     fn guard_again(&self) -> Option<RLockGuard> {
         (!fork::is_forked() && self.0.take_again()).then(|| RLockGuard(self.0.clone()))
-    }
-
-    fn has_others_to_guard(&self) -> bool {
-        self.0.mutex.has_waiters()
     }
 }
 
@@ -146,7 +200,7 @@ impl RLock {
     /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs, such as
     ///   a descriptor. With a timeout also if the runtime has no timer.
     pub async fn acquire(&self) -> Result<RLockGuard, LockError<RLockGuard>> {
-        acquire::wait_reentrant(self).await
+        self.0.unless_held(acquire::wait(self)).await.unwrap_or_else(Ok)
     }
 
     /// Attempts to acquire the lock without waiting.
@@ -175,7 +229,7 @@ impl RLock {
     /// # Errors
     /// `Timeout` if the lock was not released in time. Otherwise as [`acquire`](Self::acquire).
     pub async fn acquire_timeout(&self, timeout: Duration) -> Result<RLockGuard, LockError<RLockGuard>> {
-        acquire::wait_timeout(self, timeout).await
+        self.0.unless_held(acquire::wait_timeout(self, timeout)).await.unwrap_or_else(Ok)
     }
 
     /// Acquires the lock, blocking this thread until no other owner holds it.
