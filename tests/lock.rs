@@ -607,5 +607,36 @@ async fn futures_of_one_task_that_wait_for_a_reentrant_lock_get_it_together() {
         let (three, two, one) = within(async { futures::join!(three, two, one) }).await;
         drop((one.unwrap(), two.unwrap(), three.unwrap()));
         drop(held_by_a_thread(&lock));
+        // Each of these has a waker of its own.
+        let holder = held_by_a_thread(&lock);
+        let mut all = pin!(futures::future::join_all((0..40).map(|_| lock.acquire())));
+        assert!(poll!(&mut all).is_pending());
+        drop(holder);
+        assert_eq!(within(all).await.iter().filter(|guard| guard.is_ok()).count(), 40);
+        drop(held_by_a_thread(&lock));
     }
+}
+
+#[test]
+fn array_is_set_on_another_thread_than_its_guard_was_taken_and_refused_on_the_same() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _deadline = Deadline::start();
+    let array = mp::Array::<u64>::zeroed(4).unwrap();
+    let set = {
+        let array = array.clone();
+        move || array.set(0, 7)
+    };
+    // The guard's thread goes on while the other waits.
+    runtime.block_on(async {
+        let guard = array.lock().await.unwrap();
+        let setting = tokio::task::spawn_blocking(set.clone());
+        tokio::task::yield_now().await;
+        drop(guard);
+        within(setting).await.unwrap();
+        assert_eq!(array.get(0), Some(7));
+    });
+    let guard = array.try_lock().unwrap();
+    let refused = runtime.block_on(async { within(tokio::spawn(async move { set() })).await });
+    assert!(refused.unwrap_err().is_panic());
+    drop(guard);
 }

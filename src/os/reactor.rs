@@ -96,15 +96,17 @@ pub(crate) fn signals(kind: tokio::signal::unix::SignalKind) -> io::Result<tokio
 /// Runs `work`, which blocks this thread for long. On a worker thread of a multi-thread runtime the other tasks of that thread
 /// move to another one meanwhile.
 pub(crate) fn block_in_place<T>(work: impl FnOnce() -> T) -> T {
+    if can_block_in_place() { tokio::task::block_in_place(work) } else { work() }
+}
+
+/// Returns `true` if [`block_in_place`] moves the other tasks of this thread.
+pub(crate) fn can_block_in_place() -> bool {
     use tokio::runtime::RuntimeFlavor::MultiThread;
     // Code outside a task runs on a thread of the program, which delays no task.
     let is_task = tokio::task::try_id().is_some();
     let is_worker = is_task && Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == MultiThread);
     // Tasks of a `LocalSet` may run on such a thread, too, where tokio panics; that is not known beforehand.
-    if is_worker && !cfg!(panic = "abort") && silently(|| tokio::task::block_in_place(|| ())).is_ok() {
-        return tokio::task::block_in_place(work);
-    }
-    work()
+    is_worker && !cfg!(panic = "abort") && silently(|| tokio::task::block_in_place(|| ())).is_ok()
 }
 
 pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {

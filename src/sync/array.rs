@@ -56,8 +56,9 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, MutexGuard, OnceLock};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
-use tokio::runtime::{self, Handle, RuntimeFlavor};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// An array of plain values (`T: bytemuck::Pod`) in shared memory, which processes use in place.
 ///
@@ -110,9 +111,10 @@ const SIZE: usize = 2;
 const DIED: usize = 3;
 const MUTEX: usize = 8;
 
-/// How long [`Array::set`] waits behind the waiters of its process before it tries ahead of them: longer than a mutex is kept for the one of
-/// them that it is handed over to.
+/// How long [`Array::set`] waits behind the waiters of its process, at first, before it tries ahead of them: longer than a mutex is kept for the one
+/// of them that it is handed over to.
 const A_TURN: Duration = Duration::from_millis(10);
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 pub(super) struct ArrayCore {
     region: Arc<Region>,
@@ -123,8 +125,8 @@ pub(super) struct ArrayCore {
     whole: Arc<Lendable>,
     /// The elements, one by one; mapped when first needed.
     single: OnceLock<Map>,
-    /// The owner of the guard that this process has, and the runtime in which it got that.
-    local: std::sync::Mutex<Option<(Owner, Option<runtime::Id>)>>,
+    /// The owner of the guard that this process has, and the thread on which it got that.
+    local: std::sync::Mutex<Option<(Owner, ThreadId)>>,
     /// References have been taken from the guard that this process has. Set under `local`.
     is_open: AtomicBool,
 }
@@ -172,7 +174,7 @@ impl ArrayCore {
         &self.region.words()[DIED]
     }
 
-    fn local(&self) -> MutexGuard<'_, Option<(Owner, Option<runtime::Id>)>> {
+    fn local(&self) -> MutexGuard<'_, Option<(Owner, ThreadId)>> {
         // `set` may panic while it is locked: it has changed nothing then.
         lock(&self.local)
     }
@@ -193,8 +195,7 @@ impl ArrayCore {
     fn take_to_write(&self, write: &impl Fn()) -> Option<Taken> {
         fork::refuse("set an element of an array");
         let local = self.local();
-        let here = Handle::try_current().ok();
-        let is_one_thread = here.as_ref().is_some_and(|here| here.runtime_flavor() == RuntimeFlavor::CurrentThread);
+        let this_thread = thread::current().id();
         match *local {
             Some((who, _)) if who == Owner::here() => {
                 assert!(
@@ -205,7 +206,7 @@ impl ArrayCore {
                 write();
                 return None;
             }
-            Some((_, runtime)) if is_one_thread && runtime == here.map(|here| here.id()) => {
+            Some((_, thread)) if thread == this_thread && !hands_over() => {
                 panic!(
                     "another task of this thread has the array's guard: lock the array, or wait for that task {}",
                     Topic::ArrayGuard
@@ -213,17 +214,20 @@ impl ArrayCore {
             }
             _ => drop(local),
         }
+        let mut turn = A_TURN;
         let wait = || loop {
-            // A waiter of this very task, which is not polled meanwhile, may be ahead in the queue of this process.
-            let turn = self.mutex.take_blocking(Some(Instant::now() + A_TURN));
-            let taken = match turn {
+            // A waiter of this very task, which is not polled meanwhile, may be ahead in the queue of this process, and then only there.
+            let limit = self.mutex.has_waiters().then(|| Instant::now() + turn);
+            // Others ahead may take longer, and a new turn begins at the end of the queue.
+            turn = (2 * turn).min(LONGEST_TURN);
+            let taken = match self.mutex.take_blocking(limit) {
                 Ok(None) => self.mutex.try_take(),
                 Err(error) if !Damage::is_in(&error) => {
                     // No descriptor is left to sleep with.
                     std::thread::sleep(Duration::from_millis(1));
                     self.mutex.try_take()
                 }
-                turn => turn,
+                taken => taken,
             };
             match taken {
                 Ok(Some(taken)) => return Some(taken),
@@ -234,7 +238,19 @@ impl ArrayCore {
                 _ => {}
             }
         };
-        reactor::block_in_place(wait)
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            // There a panic for want of such a thread cannot be caught.
+            Ok(RuntimeFlavor::MultiThread) if cfg!(panic = "abort") => tokio::task::block_in_place(wait),
+            _ => reactor::block_in_place(wait),
+        }
+    }
+}
+
+/// Returns `true` if other tasks of this thread go on elsewhere while it blocks.
+fn hands_over() -> bool {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => cfg!(panic = "abort") || reactor::can_block_in_place(),
+        _ => false,
     }
 }
 
@@ -261,7 +277,7 @@ impl<T: Pod> ByMutex for Array<T> {
             return Err(io::Error::other("it is lent and not locked"));
         };
         core.is_open.store(false, Relaxed);
-        *core.local() = Some((Owner::here(), Handle::try_current().ok().map(|here| here.id())));
+        *core.local() = Some((Owner::here(), thread::current().id()));
         let guard = ArrayGuard { core: core.clone(), lent: Some(lent), marker: PhantomData };
         Ok(Held { guard, owner_died: died_before || taken == Taken::OwnerDied })
     }
