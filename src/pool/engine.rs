@@ -58,6 +58,17 @@ pub(super) fn check_forked() -> Result<()> {
     fork::check().map_err(|error| Error::io("cannot use a pool", error))
 }
 
+/// A wait for the end of the pool.
+pub(super) struct Joining<'a>(&'a Shared);
+
+impl Drop for Joining<'_> {
+    fn drop(&mut self) {
+        if !fork::is_forked() {
+            self.0.event(|scheduler, _| scheduler.join_ended());
+        }
+    }
+}
+
 impl Shared {
     pub(super) fn new(config: Config, start: Option<Start>) -> Result<Arc<Self>> {
         let failed = |error| Error::io("cannot create a pool", error);
@@ -172,6 +183,14 @@ impl Shared {
         self.scheduler().is_closed()
     }
 
+    /// From now on a caller waits for the end of the pool, until the guard is dropped: callers that spin for their results no longer count on being
+    /// polled.
+    pub(super) fn wait_for_end(&self) -> Joining<'_> {
+        self.event(|scheduler, _| scheduler.joined());
+        self.arm_alarm();
+        Joining(self)
+    }
+
     pub(super) fn is_broken(&self) -> Option<String> {
         self.scheduler().broken()
     }
@@ -205,9 +224,17 @@ impl Shared {
                 let mut waker = waker.cloned();
                 let room = self.scheduler().room_wanted(wanted, ticket, &mut waker);
                 drop(waker);
+                self.note_line(room);
                 room
             }
             _ => wanted,
+        }
+    }
+
+    /// A caller that got no room is in line now, which those that spin are to know.
+    fn note_line(&self, room: usize) {
+        if room == 0 {
+            self.event(|_, _| ());
         }
     }
 
@@ -224,6 +251,7 @@ impl Shared {
         let mut waker = Some(waker.clone());
         let room = self.scheduler().room_wanted(1, ticket, &mut waker);
         drop(waker);
+        self.note_line(room);
         if room == 0 {
             self.arm_alarm();
         }
@@ -348,7 +376,7 @@ impl Shared {
         self.scheduler().should_collect()
     }
 
-    /// Items that are out, and callers that wait for what becomes of them.
+    /// Items that are out, and, if there are any, callers that wait for room or for the end of the pool.
     pub(super) fn out(&self) -> usize {
         self.out.load(Acquire)
     }

@@ -513,7 +513,6 @@ impl Pool {
         check_forked()?;
         self.has_processes("resized")?;
         let range = checked(workers)?;
-        self.handle.shared().arm_alarm();
         let mut running = self.handle.shared().running.subscribe();
         self.handle.shared().resize(range.clone());
         // We hold the sender. Another resize may want more than this one.
@@ -622,6 +621,7 @@ impl Pool {
         }
         let shared = self.handle.shared();
         let not_begun = shared.shut();
+        let _wait = shared.wait_for_end();
         let mut running = shared.running.subscribe();
         let ended = async |running: &mut tokio::sync::watch::Receiver<usize>| {
             // We hold the sender.
@@ -734,6 +734,7 @@ impl Pool {
             let why = "close or terminate a pool before joining it";
             return Err(Error::other(why).explained_by(Topic::CloseFirst));
         }
+        let _wait = self.handle.shared().wait_for_end();
         let mut running = self.handle.shared().running.subscribe();
         // We hold the sender.
         let _ = running.wait_for(|running| *running == 0).await;

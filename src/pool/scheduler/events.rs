@@ -321,6 +321,16 @@ impl Scheduler {
         self.end_if_done(effects);
     }
 
+    /// A caller begins to wait for the end of the pool.
+    pub(in crate::pool) fn joined(&mut self) {
+        self.joining += 1;
+    }
+
+    /// It waits no longer.
+    pub(in crate::pool) fn join_ended(&mut self) {
+        self.joining -= 1;
+    }
+
     /// Gives a broken pool another chance.
     pub(in crate::pool) fn revived(&mut self, effects: &mut Effects) {
         if self.broken.take().is_some() {

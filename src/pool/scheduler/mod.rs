@@ -116,6 +116,8 @@ pub(super) struct Scheduler {
     /// How often that number was doubled, because those workers did not get on.
     boost: u32,
     is_closed: bool,
+    /// Callers that wait for the end.
+    joining: usize,
     is_terminated: bool,
     is_shut: bool,
     /// The driver has ended.
@@ -189,6 +191,7 @@ impl Scheduler {
             awake,
             boost: 0,
             is_closed: false,
+            joining: 0,
             is_terminated: false,
             is_shut: false,
             is_abandoned: false,
@@ -246,7 +249,7 @@ impl Scheduler {
 
     /// Callers that wait for what becomes of the items of others: for room, or for the end of the pool.
     pub(super) fn waits_for_others(&self) -> usize {
-        self.room.in_line() + usize::from(self.is_closed)
+        self.room.in_line() + self.joining
     }
 }
 
