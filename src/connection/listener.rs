@@ -284,7 +284,7 @@ struct Terms {
 /// Shared by the listener and its accept task.
 struct Shared {
     state: Mutex<State>,
-    /// Notifies one `accept` of an outcome.
+    /// Notifies each `accept` of an outcome.
     arrived: Notify,
     /// Notifies the accept task of room.
     taken: Notify,

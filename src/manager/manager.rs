@@ -112,7 +112,7 @@ impl ManagerBuilder {
     /// Lets clients call these functions only. The default is all functions of this program.
     ///
     /// Several calls add up. Clients can then use the functions of [`Exposed::maker`] and [`Exposed::method`], and a namespace by
-    /// [`Exposed::namespace`]. The other built-in objects, such as lists and locks, cannot be exposed: their methods fail with `Other`. This holds for all
+    /// [`Exposed::namespace`]. Locks and other objects that only the manager makes cannot be exposed: their methods fail with `Other`. This holds for all
     /// clients, including the process that starts the manager.
     pub fn expose(mut self, functions: impl IntoIterator<Item = Exposed>) -> Self {
         let entries = functions.into_iter().flat_map(|Exposed(entries)| entries);

@@ -27,7 +27,6 @@
 use crate::os::clock::now_ns;
 use crate::os::fault;
 use crate::shm::atomic::AtomicU64;
-use crate::wait::WaitQueue;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -74,8 +73,8 @@ impl Fairness<'_> {
     }
 
     /// Lets sleepers go first during a pause, unless there are waiters of this process.
-    pub(super) async fn yield_to_sleepers(&self, queue: &WaitQueue) {
-        while self.pauses_newcomers() && !queue.has_waiters() {
+    pub(super) async fn yield_to_sleepers(&self, has_waiters: impl Fn() -> bool) {
+        while self.pauses_newcomers() && !has_waiters() {
             std::thread::yield_now();
             tokio::task::yield_now().await;
         }
@@ -83,8 +82,8 @@ impl Fairness<'_> {
 
     /// [`Fairness::yield_to_sleepers`] for a thread without a runtime.
     #[track_caller]
-    pub(super) fn blocking_yield_to_sleepers(&self, queue: &WaitQueue) {
-        while self.pauses_newcomers() && !queue.has_waiters() {
+    pub(super) fn blocking_yield_to_sleepers(&self, has_waiters: impl Fn() -> bool) {
+        while self.pauses_newcomers() && !has_waiters() {
             std::thread::yield_now();
         }
     }

@@ -195,14 +195,14 @@ impl Acquire for Reading<'_> {
 
     async fn take(&self) -> io::Result<Self::Taken> {
         let attempt = self.0.read_attempt();
-        self.0.fairness().yield_to_sleepers(self.0.readers.line()).await;
+        self.0.fairness().yield_to_sleepers(|| self.0.readers.has_sleepers()).await;
         self.0.readers.until(attempt).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>> {
         let attempt = self.0.read_attempt();
-        self.0.fairness().blocking_yield_to_sleepers(self.0.readers.line());
+        self.0.fairness().blocking_yield_to_sleepers(|| self.0.readers.has_sleepers());
         self.0.readers.until_blocking(deadline, attempt)?.transpose()
     }
 
@@ -226,14 +226,14 @@ impl Acquire for Writing<'_> {
 
     async fn take(&self) -> io::Result<Self::Taken> {
         let attempt = self.0.write_attempt();
-        self.0.fairness().yield_to_sleepers(&self.0.writers).await;
+        self.0.fairness().yield_to_sleepers(|| self.0.writers.has_waiters()).await;
         until(&self.0.writers, attempt).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Self::Taken>> {
         let attempt = self.0.write_attempt();
-        self.0.fairness().blocking_yield_to_sleepers(&self.0.writers);
+        self.0.fairness().blocking_yield_to_sleepers(|| self.0.writers.has_waiters());
         until_blocking(&self.0.writers, deadline, attempt)?.transpose()
     }
 

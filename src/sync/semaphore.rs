@@ -183,13 +183,13 @@ impl Acquire for Arc<SemaphoreCore> {
     }
 
     async fn take(&self) -> io::Result<Permit> {
-        self.fairness().yield_to_sleepers(&self.queue).await;
+        self.fairness().yield_to_sleepers(|| self.queue.has_waiters()).await;
         until(&self.queue, self.attempt()).await?
     }
 
     #[track_caller]
     fn take_blocking(&self, deadline: Option<Instant>) -> io::Result<Option<Permit>> {
-        self.fairness().blocking_yield_to_sleepers(&self.queue);
+        self.fairness().blocking_yield_to_sleepers(|| self.queue.has_waiters());
         until_blocking(&self.queue, deadline, self.attempt())?.transpose()
     }
 

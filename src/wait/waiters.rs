@@ -63,8 +63,9 @@ impl Waiters {
         Self { line, sleeping }
     }
 
-    pub(crate) fn line(&self) -> &WaitQueue {
-        &self.line
+    /// Returns `true` if any task or thread of this process sleeps.
+    pub(crate) fn has_sleepers(&self) -> bool {
+        !lock(&self.sleeping).wakers.is_empty()
     }
 
     /// Wakes all waiters of every process. To be called after the change that they wait for.
