@@ -1,5 +1,5 @@
 //! Waiters that all see what they wait for, as the setting of an event: each tries for itself, and a notification wakes all of this
-//! process.
+//! process. Each change that may let one of them go on is followed by a notification of all.
 //!
 //! # State
 //! `sleeping`: the wakers of the tasks and threads that sleep, in the order in which they fell asleep. The place of this process in
@@ -15,7 +15,7 @@
 //! # Invariants
 //! 1. While there is a waker, the alarm is armed, or its waiter is about to try again.
 //! 2. A waker runs, and is dropped, without a lock of ours.
-//! 3. Success uses nothing up, so a waiter that is not polled, or that waits for something else, delays nobody.
+//! 3. Success takes from no other what that one waits for, so a waiter that is not polled, or that waits for something else, delays nobody.
 //!
 //! # Death
 //! All of it dies with the process; see `sleepers` for the shared part.
