@@ -602,7 +602,7 @@ impl<'de, T: Pod> Deserialize<'de> for Array<T> {
         let core: Arc<ArrayCore> = object::deserialize(deserializer)?;
         if core.size != size_of::<T>() {
             let (is, wanted) = (core.size, size_of::<T>());
-            let why = format_args!("an array of elements of {is} bytes where ones of {wanted} are wanted");
+            let why = format!("an array of elements of {is} bytes where ones of {wanted} are wanted");
             return Err(D::Error::custom(why));
         }
         Ok(Self(core, PhantomData))
