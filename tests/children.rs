@@ -306,6 +306,7 @@ struct All {
     list: mp::ListProxy<u64>,
     queue: mp::Queue<u64>,
     lock: mp::Lock,
+    rlock: mp::RLock,
     rwlock: mp::RwLock,
     event: mp::Event,
     semaphore: mp::Semaphore,
@@ -336,6 +337,7 @@ impl All {
             list,
             queue: mp::Queue::unbounded().unwrap(),
             lock: mp::Lock::new().unwrap(),
+            rlock: mp::RLock::new().unwrap(),
             rwlock: mp::RwLock::new().unwrap(),
             event: mp::Event::new().unwrap(),
             semaphore: mp::Semaphore::new(2).unwrap(),
@@ -374,6 +376,9 @@ impl All {
             ("new queue", kind(mp::Queue::<u64>::unbounded())),
             ("lock", kind(self.lock.acquire().await)),
             ("try_lock", kind(self.lock.try_acquire())),
+            ("rlock", kind(self.rlock.acquire().await)),
+            ("rlock in time", kind(self.rlock.acquire_timeout(second).await)),
+            ("try_rlock", kind(self.rlock.try_acquire())),
             ("read", kind(self.rwlock.read().await)),
             ("write", kind(self.rwlock.write().await)),
             ("event", kind(self.event.wait().await)),
@@ -420,6 +425,8 @@ fn each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
     let mut all = runtime.block_on(within(All::used()));
     static ROUNDS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+    // This thread has one, and so has its copy, by its number.
+    let held = all.rlock.try_acquire().unwrap();
     // Others hold the locks of this process again and again while it forks.
     let (pool, queue, list) = (all.pool.clone(), mp::Queue::unbounded().unwrap(), all.list.clone());
     runtime.spawn(async move {
@@ -462,6 +469,7 @@ fn each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at() {
         panicked.downcast_ref::<String>().cloned().unwrap_or_default()
     });
     assert!(said.contains("[forked]"), "{said}");
+    drop(held);
     runtime.block_on(all.assert_well());
     all.child.kill().unwrap();
     assert_eq!(runtime.block_on(within(all.child.wait())).unwrap().signal(), Some(9));

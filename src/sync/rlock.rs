@@ -42,7 +42,7 @@ use std::time::Duration;
 /// - **Owner.** The future that `block_on` drives is outside of tasks, so its owner is the thread. A future that holds the
 ///   lock and moves into another task has another owner there. Guards may be dropped in any task or thread.
 /// - **Waiting, death, handles.** As with [`Lock`](crate::Lock).
-/// - **Cost.** That of a [`Lock`](crate::Lock), and a mutex within this process.
+/// - **Cost.** That of a [`Lock`](crate::Lock), and two mutexes within this process.
 #[derive(Clone)]
 pub struct RLock(Arc<RLockCore>);
 
@@ -91,6 +91,10 @@ impl RLockCore {
 
     /// Takes it once more if the caller has it.
     fn take_again(&self) -> bool {
+        // The thread's number is the same there.
+        if fork::is_forked() {
+            return false;
+        }
         match &mut *self.held() {
             Some((owner, depth)) if *owner == Owner::here() => {
                 *depth += 1;
@@ -101,26 +105,34 @@ impl RLockCore {
     }
 
     fn is_mine_now(&self) {
-        let me = Owner::here();
-        *self.held() = Some((me, 1));
+        *self.held() = Some((Owner::here(), 1));
+        self.wake_all_of(Owner::here());
+    }
+
+    /// Wakes all futures of this owner that wait.
+    fn wake_all_of(&self, owner: Owner) {
         let waits = lock(&self.waits);
-        let wakers: Vec<_> = waits.values().filter(|(owner, _)| *owner == me).map(|(_, waker)| waker.clone()).collect();
+        let of_owner = waits.values().filter(|(of, _)| *of == owner);
+        let wakers: Vec<_> = of_owner.map(|(_, waker)| waker.clone()).collect();
         drop(waits);
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Resolves to the outcome of `taking`, or to a further guard as soon as another future of the same owner has acquired the lock.
     async fn unless_held<T>(self: &Arc<Self>, taking: impl Future<Output = T>) -> Result<T, RLockGuard> {
-        let (mut taking, mut wait) = (pin!(taking), Wait { core: self, number: None });
+        let (mut taking, mut wait) = (pin!(taking), Wait { core: self, noted: None });
         poll_fn(|cx| {
             if self.take_again() {
                 return Poll::Ready(Err(RLockGuard(self.clone())));
             }
+            let before = wait.noted.map(|(_, owner)| owner).filter(|owner| *owner != Owner::here());
             let taken = taking.as_mut().poll(cx);
             if taken.is_pending() {
                 // None of the same owner is polled meanwhile.
                 wait.note(cx.waker());
             }
+            // Those that moved here with it are to learn of their new owner.
+            before.into_iter().for_each(|owner| self.wake_all_of(owner));
             taken.map(Ok)
         })
         .await
@@ -142,22 +154,25 @@ impl RLockCore {
 /// A future that waits.
 struct Wait<'a> {
     core: &'a RLockCore,
-    number: Option<u64>,
+    /// Its number, and its owner at the last poll.
+    noted: Option<(u64, Owner)>,
 }
 
 impl Wait<'_> {
     fn note(&mut self, waker: &Waker) {
         let mut waits = lock(&self.core.waits);
-        let number = *self.number.get_or_insert_with(|| waits.last_key_value().map_or(0, |(last, _)| last + 1));
-        let old = waits.insert(number, (Owner::here(), waker.clone()));
+        let next = || waits.last_key_value().map_or(0, |(last, _)| last + 1);
+        let (number, owner) = (self.noted.map_or_else(next, |(number, _)| number), Owner::here());
+        let old = waits.insert(number, (owner, waker.clone()));
         drop(waits);
         drop(old);
+        self.noted = Some((number, owner));
     }
 }
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        if let Some(number) = self.number.filter(|_| !fork::is_forked()) {
+        if let Some((number, _)) = self.noted.filter(|_| !fork::is_forked()) {
             let old = lock(&self.core.waits).remove(&number);
             drop(old);
         }
@@ -173,12 +188,14 @@ impl ByMutex for RLock {
     }
 
     fn guard(&self, taken: Taken) -> io::Result<Held<RLockGuard>> {
+        // First, as a waker may panic.
+        let guard = RLockGuard(self.0.clone());
         self.0.is_mine_now();
-        Ok(Held { guard: RLockGuard(self.0.clone()), owner_died: taken == Taken::OwnerDied })
+        Ok(Held { guard, owner_died: taken == Taken::OwnerDied })
     }
 
     fn guard_again(&self) -> Option<RLockGuard> {
-        (!fork::is_forked() && self.0.take_again()).then(|| RLockGuard(self.0.clone()))
+        self.0.take_again().then(|| RLockGuard(self.0.clone()))
     }
 }
 
