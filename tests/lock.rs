@@ -629,8 +629,13 @@ fn array_is_set_on_another_thread_than_its_guard_was_taken_and_refused_on_the_sa
     // The guard's thread goes on while the other waits.
     runtime.block_on(async {
         let guard = array.lock().await.unwrap();
-        let setting = tokio::task::spawn_blocking(set.clone());
-        tokio::task::yield_now().await;
+        let (says, thread) = tokio::sync::oneshot::channel();
+        let set = set.clone();
+        let setting = tokio::task::spawn_blocking(move || {
+            says.send(rustix::thread::gettid()).unwrap();
+            set();
+        });
+        thread_falls_asleep(within(thread).await.unwrap());
         drop(guard);
         within(setting).await.unwrap();
         assert_eq!(array.get(0), Some(7));

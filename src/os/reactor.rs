@@ -106,7 +106,12 @@ pub(crate) fn can_block_in_place() -> bool {
     let is_task = tokio::task::try_id().is_some();
     let is_worker = is_task && Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == MultiThread);
     // Tasks of a `LocalSet` may run on such a thread, too, where tokio panics; that is not known beforehand.
-    is_worker && !cfg!(panic = "abort") && silently(|| tokio::task::block_in_place(|| ())).is_ok()
+    is_worker && may_block()
+}
+
+/// Returns `true` if this thread, which is in a runtime, may be blocked without keeping a task from running. Always false where a panic cannot be caught.
+pub(crate) fn may_block() -> bool {
+    !cfg!(panic = "abort") && silently(|| tokio::task::block_in_place(|| ())).is_ok()
 }
 
 pub(super) fn or_error<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {

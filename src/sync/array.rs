@@ -114,7 +114,7 @@ const MUTEX: usize = 8;
 /// How long [`Array::set`] waits behind the waiters of its process, at first, before it tries ahead of them: longer than a mutex is kept for the one
 /// of them that it is handed over to.
 const A_TURN: Duration = Duration::from_millis(10);
-const LONGEST_TURN: Duration = Duration::from_secs(1);
+const LONGEST_TURN: Duration = Duration::from_millis(100);
 
 pub(super) struct ArrayCore {
     region: Arc<Region>,
@@ -212,8 +212,10 @@ impl ArrayCore {
                     Topic::ArrayGuard
                 )
             }
-            _ => drop(local),
+            _ => {}
         }
+        let is_here = local.is_some_and(|(_, thread)| thread == this_thread);
+        drop(local);
         let mut turn = A_TURN;
         let wait = || loop {
             // A waiter of this very task, which is not polled meanwhile, may be ahead in the queue of this process, and then only there.
@@ -238,19 +240,17 @@ impl ArrayCore {
                 _ => {}
             }
         };
-        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-            // There a panic for want of such a thread cannot be caught.
-            Ok(RuntimeFlavor::MultiThread) if cfg!(panic = "abort") => tokio::task::block_in_place(wait),
-            _ => reactor::block_in_place(wait),
-        }
+        // What cannot be asked there is needed if the guard is on this thread: otherwise the wait would never end.
+        if cfg!(panic = "abort") && is_here { tokio::task::block_in_place(wait) } else { reactor::block_in_place(wait) }
     }
 }
 
-/// Returns `true` if other tasks of this thread go on elsewhere while it blocks.
+/// Returns `true` if other tasks of this thread go on elsewhere while it blocks, or if it has none.
 fn hands_over() -> bool {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => cfg!(panic = "abort") || reactor::can_block_in_place(),
-        _ => false,
+        Ok(flavor) if cfg!(panic = "abort") => flavor == RuntimeFlavor::MultiThread,
+        Ok(_) => reactor::may_block(),
+        Err(_) => false,
     }
 }
 
@@ -390,7 +390,8 @@ impl<T: Pod> Array<T> {
     /// Replaces the element at `index`.
     ///
     /// It blocks this thread while the array is locked elsewhere. In async code prefer [`lock`](Self::lock) if others hold
-    /// the lock for long. The task that holds the guard may call `set` too, as long as it has not used the guard.
+    /// the lock for long. The task that holds the guard may call `set` too, as long as it has not used the guard. A guard that was
+    /// acquired on another thread and then moved into a task of this one is not noticed: on a current-thread runtime `set` then waits for ever.
     ///
     /// If the memory of the lock is damaged ([`lock`](Self::lock) fails with [`Corrupt`](crate::ErrorKind::Corrupt)), it
     /// writes nothing and logs an error.
@@ -405,8 +406,8 @@ impl<T: Pod> Array<T> {
     ///
     /// # Panics
     /// - If `index` is out of bounds.
-    /// - If it could never return: this task holds the guard and has used it, or another task of the same current-thread
-    ///   runtime holds it.
+    /// - If it could never return: this task has acquired the guard and used it, or the guard was acquired on this thread by another task, or outside
+    ///   of tasks, and the tasks of this thread can go on nowhere else (a current-thread runtime, a `LocalSet`).
     #[inline]
     #[track_caller]
     pub fn set(&self, index: usize, value: T) {
