@@ -61,9 +61,9 @@ impl Room {
         granted
     }
 
-    /// How many callers wait for room.
+    /// How many callers wait for room, or have been woken for it.
     pub(super) fn in_line(&self) -> usize {
-        self.waiters.len()
+        self.waiters.len() + self.woken.len()
     }
 
     /// Room for so many items is needed no longer: they were submitted, or there are none.
