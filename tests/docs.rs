@@ -286,6 +286,23 @@ fn the_figures_of_the_readme_are_those_that_the_check_enforces() {
     assert!(readme.lines().count() < 150);
 }
 
+#[test]
+fn every_example_is_in_the_index_by_question() {
+    let index = read("examples/README.md");
+    let mut files = Vec::new();
+    for folder in ["", "tutorials", "heavy", "ecosystem", "cluster", "treesum", "pool_top"] {
+        let entries = fs::read_dir(root().join("examples").join(folder)).unwrap();
+        let paths =
+            entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|ext| ext == "rs"));
+        files.extend(paths.map(|path| Path::new(folder).join(path.file_name().unwrap()).display().to_string()));
+    }
+    assert!(files.len() > 40, "{files:?}");
+    // Tests of examples.
+    files.retain(|file| !["heavy/picture.rs", "cluster/tests.rs", "pool_top/screen.rs"].contains(&file.as_str()));
+    let missing: Vec<_> = files.iter().filter(|file| !index.contains(&format!("]({file})"))).collect();
+    assert_eq!(missing, [""; 0]);
+}
+
 /// What cargo prints for these arguments; nothing where it cannot, because a crate is not to be had here.
 fn cargo(arguments: &[&str]) -> Option<String> {
     let output = Command::new(env!("CARGO")).args(arguments).arg("--locked").current_dir(root()).output().unwrap();

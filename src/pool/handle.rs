@@ -552,6 +552,8 @@ impl Early {
 
 /// All results of a map that already runs, in order; made by [`Pool::map_async`](crate::Pool::map_async).
 ///
+/// Use [`Pool::map`](crate::Pool::map) instead if the map should end with the future that waits for it, or needs options.
+///
 /// ```
 /// use multiprocess::{self as mp, Pool};
 /// # fn main() -> mp::Result<()> { mp::run(async {

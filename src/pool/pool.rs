@@ -744,6 +744,8 @@ impl Pool {
 
 /// Runs the items of a stream in a pool, as a method of the stream.
 ///
+/// Use [`Pool::imap`] instead for items that an iterator yields.
+///
 /// ```
 /// use futures::{StreamExt, TryStreamExt, stream};
 /// use multiprocess::{self as mp, Pool, PoolStreamExt};

@@ -52,6 +52,8 @@ type Configure<R> = Arc<dyn Fn(Call<R>) -> Call<R> + Send + Sync>;
 /// A [`tower::Service`](tower_service::Service) that runs a function of one argument on the workers of a pool; made by
 /// [`Pool::service`](crate::Pool::service).
 ///
+/// Use [`Pool::apply`](crate::Pool::apply) instead where no layer goes around it.
+///
 /// Its requests are arguments of the function, its responses the results, its errors those of [`Pool::apply`](crate::Pool::apply).
 /// Layers of `tower` and of its users go around it: timeouts, load shedding, limits, buffers, `axum`.
 ///

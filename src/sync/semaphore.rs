@@ -328,7 +328,8 @@ pub struct Semaphore {
 /// A [`Semaphore`] that never has more permits than it was created with.
 ///
 /// Dropping a [`Permit`] returns it. [`release`](BoundedSemaphore::release) replaces a permit that was
-/// [forgotten](Permit::forget); it fails if none is missing. Otherwise this is a [`Semaphore`].
+/// [forgotten](Permit::forget); it fails if none is missing. Otherwise this is a [`Semaphore`]: use that one if `release` is never called by hand,
+/// or if permits may be added.
 ///
 /// ```
 /// # multiprocess::init();
