@@ -1,4 +1,4 @@
-//! A re-entrant lock. The count of acquisitions belongs to this process; the rest is [`super::mutex`].
+//! A re-entrant lock. The count of acquisitions and the wakers of futures that wait belong to this process; the rest is [`super::mutex`].
 
 use super::acquire::{self, Held};
 use super::mutex::{self, ByMutex, Mutex, Taken, Words};

@@ -58,7 +58,7 @@ impl<const IS_LOCK: bool> Waits for Permits<IS_LOCK> {
             && (IS_LOCK || end != End::Took)
         {
             self.available = self.available.saturating_add(1);
-            // What is unread, nobody has learned.
+            // A holder that has not read the answer has not learned of the loss.
             self.is_orphaned = IS_LOCK && (end == End::Lost || end == End::Unread && was_orphaned);
         }
     }
