@@ -644,4 +644,15 @@ fn array_is_set_on_another_thread_than_its_guard_was_taken_and_refused_on_the_sa
     let refused = runtime.block_on(async { within(tokio::spawn(async move { set() })).await });
     assert!(refused.unwrap_err().is_panic());
     drop(guard);
+    // Only this thread can drive the task that has it, though none is driven now.
+    let held = array.clone();
+    runtime.block_on(async {
+        tokio::spawn(async move {
+            let _guard = held.lock().await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        eventually("it is held", || array.try_lock().is_err()).await;
+    });
+    let _entered = runtime.enter();
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| array.set(0, 1))).is_err());
 }

@@ -245,8 +245,11 @@ impl ArrayCore {
     }
 }
 
-/// Returns `true` if other tasks of this thread go on elsewhere while it blocks, or if it has none.
+/// Returns `true` if other tasks of this thread go on elsewhere while it blocks, or if it has none. Outside of tasks a runtime may need this thread.
 fn hands_over() -> bool {
+    if tokio::task::try_id().is_none() {
+        return false;
+    }
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(flavor) if cfg!(panic = "abort") => flavor == RuntimeFlavor::MultiThread,
         Ok(_) => reactor::may_block(),

@@ -40,7 +40,7 @@ use std::time::Duration;
 ///
 /// # Details
 /// - **Owner.** The future that `block_on` drives is outside of tasks, so its owner is the thread. A future that holds the
-///   lock and moves into another task has another owner there. Guards may be dropped in any task or thread.
+///   lock and moves into another task has another owner there, and so has one that waits, once it is polled there. Guards may be dropped in any task or thread.
 /// - **Waiting, death, handles.** As with [`Lock`](crate::Lock).
 /// - **Cost.** That of a [`Lock`](crate::Lock), and two mutexes within this process.
 #[derive(Clone)]
@@ -122,18 +122,20 @@ impl RLockCore {
     async fn unless_held<T>(self: &Arc<Self>, taking: impl Future<Output = T>) -> Result<T, RLockGuard> {
         let (mut taking, mut wait) = (pin!(taking), Wait { core: self, noted: None });
         poll_fn(|cx| {
-            if self.take_again() {
-                return Poll::Ready(Err(RLockGuard(self.clone())));
-            }
-            let before = wait.noted.map(|(_, owner)| owner).filter(|owner| *owner != Owner::here());
-            let taken = taking.as_mut().poll(cx);
-            if taken.is_pending() {
+            let moved = |owner: &Owner| *owner != Owner::here() && !fork::is_forked();
+            let before = wait.noted.map(|(_, owner)| owner).filter(moved);
+            let polled = if self.take_again() {
+                Poll::Ready(Err(RLockGuard(self.clone())))
+            } else {
+                taking.as_mut().poll(cx).map(Ok)
+            };
+            if polled.is_pending() {
                 // None of the same owner is polled meanwhile.
                 wait.note(cx.waker());
             }
             // Those that moved here with it are to learn of their new owner.
             before.into_iter().for_each(|owner| self.wake_all_of(owner));
-            taken.map(Ok)
+            polled
         })
         .await
     }
