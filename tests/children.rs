@@ -24,6 +24,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_server_that_cannot_poll_loses_no_child_and_goes_on
     each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at
     waiter_is_woken_though_a_forked_process_has_tried_the_same_queue
+    stream_of_results_ends_with_an_error_in_a_forked_process
     drop_in_a_forked_process_takes_nothing_from_its_parent
     children_end_with_their_parent_though_a_forked_process_goes_on
     forking_after_init_and_before_the_first_use_works_in_both
@@ -496,6 +497,29 @@ fn waiter_is_woken_though_a_forked_process_has_tried_the_same_queue() {
         queue.put(1).await.unwrap();
         assert_eq!(within(child).await.unwrap(), 1);
     });
+}
+
+/// Also if the first results of a stream in order are taken.
+fn stream_of_results_ends_with_an_error_in_a_forked_process() {
+    use futures::{Stream, StreamExt};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let twice = |n: u64| 2 * n;
+    let (pool, mut in_order, mut in_any) = runtime.block_on(within(async {
+        let pool = mp::Pool::new(1).unwrap();
+        let (mut in_order, mut in_any) = (pool.imap(twice, 1..=1000), pool.imap_unordered(twice, 1..=1000));
+        assert_eq!(in_order.next().await.unwrap().unwrap(), 2);
+        in_any.next().await.unwrap().unwrap();
+        (pool, in_order, in_any)
+    }));
+    let said = in_fork(|| {
+        let kinds = |results: &mut (dyn Stream<Item = mp::Result<u64>> + Unpin)| {
+            block_on(results.map(|result| result.map_err(|error| error.kind())).collect::<Vec<_>>())
+        };
+        format!("{:?} {:?}", kinds(&mut in_order), kinds(&mut in_any))
+    });
+    assert_eq!(said, "[Err(Forked)] [Err(Forked)]");
+    assert_eq!(runtime.block_on(within(in_order.next())).unwrap().unwrap(), 4);
+    drop((in_order, in_any, pool));
 }
 
 fn drop_in_a_forked_process_takes_nothing_from_its_parent() {

@@ -188,12 +188,14 @@ impl Flight {
             let len = chunk.bytes().len();
             bytes += len;
             // Nor do workers wait for a source that takes its time.
-            let is_late = since
-                .as_ref()
-                .is_some_and(|since| if len >= TOGETHER / 16 { since.is_long_ago() } else { since.is_a_tick_ago() });
             if chunk.count > 0 {
                 chunks.push(chunk);
             }
+            let is_late = since.as_ref().is_some_and(|since| match len >= TOGETHER / 16 {
+                true => since.is_long_ago(),
+                // Fewer looks at a source that has been quick so far.
+                false => chunks.len().is_power_of_two() && since.is_a_tick_ago(),
+            });
             let is_over = !matches!(stop, Stop::Full);
             if is_over || is_late || bytes >= TOGETHER || chunks.len() >= 16 {
                 self.submit(&mut chunks);

@@ -2,7 +2,7 @@
 
 use super::attempts::{Again, Singles, poll_one};
 use super::batch::ResultBatch;
-use super::engine::PoolLifetime;
+use super::engine::{PoolLifetime, check_forked};
 use super::events::{EndOfEvents, Events};
 use super::flight::{Flight, OpenCall, Stage, Target};
 use super::input::{Input, One};
@@ -15,7 +15,7 @@ use crate::process::function::Arguments;
 use futures_util::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -525,22 +525,27 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
     }
 }
 
-/// Blocks whose turn has not come.
+/// Batches whose turn has not come, in order. Each comes near to the end, as workers get items in order.
 #[derive(Default)]
 struct Early {
-    batches: BTreeMap<u64, ResultBatch>,
+    batches: VecDeque<ResultBatch>,
     held: usize,
 }
 
 impl Early {
     fn insert(&mut self, batch: ResultBatch) {
         self.held += batch.count() as usize;
-        self.batches.insert(batch.first(), batch);
+        let is_last = self.batches.back().is_none_or(|last| last.first() < batch.first());
+        match is_last {
+            true => self.batches.push_back(batch),
+            false => self.batches.insert(self.batches.partition_point(|other| other.first() < batch.first()), batch),
+        }
     }
 
     /// The batch that begins with item `next`.
     fn take(&mut self, next: u64) -> Option<ResultBatch> {
-        let batch = self.batches.remove(&next)?;
+        self.batches.front().filter(|batch| batch.first() == next)?;
+        let batch = self.batches.pop_front()?;
         self.held -= batch.count() as usize;
         Some(batch)
     }
@@ -659,6 +664,12 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<R>>> {
         let this = &mut *self;
+        let is_over = matches!(this.stage, Stage::Over) && this.singles.is_none();
+        if !is_over && let Err(error) = check_forked() {
+            (this.stage, this.condition, this.singles) = (Stage::Over, None, None);
+            (this.current, this.events) = (None, None);
+            return Poll::Ready(Some(Err(error)));
+        }
         if let Some(condition) = this.condition.take() {
             match Singles::start(&mut this.stage, condition) {
                 Ok(singles) => this.singles = singles.map(Box::new),

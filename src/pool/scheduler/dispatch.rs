@@ -155,18 +155,19 @@ impl Scheduler {
                 }
                 continue;
             };
-            if next_len(&group).is_none() {
+            let Some(len) = next_len(&group) else {
                 self.queue.pop_front();
                 continue;
-            }
-            let (seat, group) = match self.choose(&group, effects) {
-                Some(seat) => (seat, group),
+            };
+            let (seat, group, len) = match self.choose(&group, effects) {
+                // Should a chunk of it that was taken back stand before that one by now, the lane may refuse it, and it is looked at again.
+                Some(seat) => (seat, group, len),
                 None => {
-                    let Some(chosen) = self.choose_for_others(&group, effects) else { return };
-                    chosen
+                    let Some((seat, chosen)) = self.choose_for_others(&group, effects) else { return };
+                    let Some(len) = next_len(&chosen) else { continue };
+                    (seat, chosen, len)
                 }
             };
-            let Some(len) = next_len(&group) else { continue };
             let Some(worker) = self.seats.worker(seat) else { return };
             if !worker.takes(len) {
                 continue;
