@@ -24,7 +24,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_server_that_cannot_poll_loses_no_child_and_goes_on
     each_use_in_a_forked_process_is_an_error_whatever_other_threads_are_at
     waiter_is_woken_though_a_forked_process_has_tried_the_same_queue
-    stream_of_results_ends_with_an_error_in_a_forked_process
+    calls_and_streams_that_have_begun_end_with_an_error_in_a_forked_process
     drop_in_a_forked_process_takes_nothing_from_its_parent
     children_end_with_their_parent_though_a_forked_process_goes_on
     forking_after_init_and_before_the_first_use_works_in_both
@@ -499,27 +499,56 @@ fn waiter_is_woken_though_a_forked_process_has_tried_the_same_queue() {
     });
 }
 
-/// Also if the first results of a stream in order are taken.
-fn stream_of_results_ends_with_an_error_in_a_forked_process() {
+/// Also if results of a stream in order have come before their turn, and whichever began before the fork. It stops nothing of its parent's.
+fn calls_and_streams_that_have_begun_end_with_an_error_in_a_forked_process() {
     use futures::{Stream, StreamExt};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let twice = |n: u64| 2 * n;
+    let slow = |n: u64| {
+        let wait = if n == 2 { 200 } else { 0 };
+        std::thread::sleep(Duration::from_millis(wait));
+        2 * n
+    };
+    let fails = |result: &mp::Result<u64>| result.is_err();
+    let queue = mp::Queue::<u64>::unbounded().unwrap();
     let (pool, mut in_order, mut in_any) = runtime.block_on(within(async {
-        let pool = mp::Pool::new(1).unwrap();
-        let (mut in_order, mut in_any) = (pool.imap(twice, 1..=1000), pool.imap_unordered(twice, 1..=1000));
+        let pool = mp::Pool::new(2).unwrap();
+        let (mut in_order, mut in_any) = (pool.imap(slow, 1..=10).chunksize(1), pool.imap_unordered(slow, 1..=10));
         assert_eq!(in_order.next().await.unwrap().unwrap(), 2);
         in_any.next().await.unwrap().unwrap();
         (pool, in_order, in_any)
     }));
+    let mut singles = pool.imap(slow, 1..=10).retries(3).retry_if(fails);
+    let mut call = std::pin::pin!(pool.apply(hang, ()).into_future());
+    let mut map = std::pin::pin!(pool.map(slow, 1..=100).retries(3).retry_if(fails).into_future());
+    let (running, asked) = runtime.block_on(within(async {
+        singles.next().await.unwrap().unwrap();
+        let running = pool.apply_async(slow, (2,));
+        assert!(futures::poll!(&mut call).is_pending() && futures::poll!(&mut map).is_pending());
+        let asked = pool.apply_async(slow, (3,));
+        (running, asked)
+    }));
+    let mut group = mp::Group::new();
+    group.spawn(hang, ()).unwrap();
+    runtime.block_on(async { assert!(futures::poll!(std::pin::pin!(group.join_next())).is_pending()) });
     let said = in_fork(|| {
+        running.cancel();
+        asked.cancel();
         let kinds = |results: &mut (dyn Stream<Item = mp::Result<u64>> + Unpin)| {
             block_on(results.map(|result| result.map_err(|error| error.kind())).collect::<Vec<_>>())
         };
-        format!("{:?} {:?}", kinds(&mut in_order), kinds(&mut in_any))
+        let streams = [kinds(&mut in_order), kinds(&mut in_any), kinds(&mut singles), kinds(&mut queue.stream())];
+        let kind = |error: Option<mp::Error>| error.map(|error| error.kind());
+        let called = block_on(async { (kind(call.await.err()), kind(map.await.err())) });
+        let joined = block_on(group.join_next()).and_then(|joined| kind(joined.err()));
+        format!("{streams:?} {called:?} {joined:?}")
     });
-    assert_eq!(said, "[Err(Forked)] [Err(Forked)]");
-    assert_eq!(runtime.block_on(within(in_order.next())).unwrap().unwrap(), 4);
-    drop((in_order, in_any, pool));
+    let forked = "Some(Forked)";
+    let ends = "[Err(Forked)]";
+    assert_eq!(said, format!("[{ends}, {ends}, {ends}, {ends}] ({forked}, {forked}) {forked}"));
+    runtime.block_on(within(async {
+        assert_eq!((running.await.unwrap(), asked.await.unwrap()), (4, 6));
+        assert_eq!(in_order.next().await.unwrap().unwrap(), 4);
+    }));
 }
 
 fn drop_in_a_forked_process_takes_nothing_from_its_parent() {

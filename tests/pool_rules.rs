@@ -1524,12 +1524,26 @@ async fn stream_that_is_not_polled_holds_no_place_in_the_line_for_room() -> mp::
     let _deadline = Deadline::start();
     for workers in [1, 2] {
         let pool = Pool::builder().workers(workers).max_waiting(1).build()?;
-        let mut results = pool.imap(square, 0..200);
-        let mut sum = 0;
-        while let Some(result) = within(results.next()).await {
-            sum += within(pool.apply(square, (result? % 7,))).await?;
+        // The predicate makes each item a call of its own. Those of slow items wait in the pool, and not at its workers.
+        let never = |_: &mp::Result<i64>| false;
+        let slow = |n: i64| {
+            std::thread::sleep(5 * MS);
+            square(n)
+        };
+        let streams = [
+            (pool.imap(square, 0..200), 200),
+            (pool.imap(slow, 0..20), 20),
+            (pool.imap(square, 0..200).retries(1).retry_if(never), 200),
+            (pool.imap(slow, 0..20).retries(1).retry_if(never), 20),
+            (pool.imap_unordered(slow, 0..20).retries(1).retry_if(never), 20),
+        ];
+        for (mut results, count) in streams {
+            let mut sum = 0;
+            while let Some(result) = within(results.next()).await {
+                sum += within(pool.apply(square, (result? % 7,))).await?;
+            }
+            assert_eq!(sum, (0..count).map(|n| square(square(n) % 7)).sum::<i64>());
         }
-        assert_eq!(sum, (0..200).map(|n| square(square(n) % 7)).sum::<i64>());
     }
     Ok(())
 }

@@ -260,7 +260,9 @@ impl<T: Item> BroadcastReceiver<T> {
             match receiver.recv().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
                 // A resource is missing, and will not be there at once.
-                Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Some((Err(error), None)),
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Forked | ErrorKind::Io) => {
+                    Some((Err(error), None))
+                }
                 value => Some((value, Some(receiver))),
             }
         });

@@ -153,7 +153,9 @@ pub(super) fn leases<T: DeserializeOwned + Send + 'static>(
         match core.lease().await {
             Err(error) if error.kind() == ErrorKind::Closed => None,
             // Nothing follows these either, or not at once.
-            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Full | ErrorKind::Io) => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Forked | ErrorKind::Full | ErrorKind::Io) =>
+            {
                 Some((Err(error), None))
             }
             Err(error) => Some((Err(error), Some(core))),

@@ -838,8 +838,10 @@ impl<T: Item> QueueStream<T> {
             let core = core?;
             match core.get().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
-                // Nothing follows this either.
-                Err(error) if error.kind() == ErrorKind::Corrupt => Some((Err(error), None)),
+                // Nothing follows these either.
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Forked) => {
+                    Some((Err(error), None))
+                }
                 item => Some((item, Some(core))),
             }
         });

@@ -302,7 +302,11 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
     /// - `Io` if it must wait outside a tokio runtime, or if the system refuses a resource that waiting needs.
     pub async fn get(&mut self) -> Result<(K, T)> {
         let waiting = Waiting(self);
-        std::future::poll_fn(|cx| waiting.0.poll(cx)).await
+        std::future::poll_fn(|cx| {
+            fork::check()?;
+            waiting.0.poll(cx)
+        })
+        .await
     }
 
     /// Takes the next item if there is one now.
@@ -323,6 +327,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
     /// # Errors
     /// `Empty` if there is none. Otherwise as [`get`](Self::get).
     pub fn try_get(&mut self) -> Result<(K, T)> {
+        fork::check()?;
         // An alarm is received in a runtime only, and perhaps there is none.
         (0..self.entries.len())
             .filter(|index| self.entries[*index].is_some())
@@ -392,7 +397,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
             match set.get().await {
                 Err(error) if error.kind() == ErrorKind::Closed => None,
                 // Waiting needs a resource that is missing, and will not be there at once.
-                Err(error) if error.kind() == ErrorKind::Io => Some((Err(error), None)),
+                Err(error) if matches!(error.kind(), ErrorKind::Forked | ErrorKind::Io) => Some((Err(error), None)),
                 item => Some((item, Some(set))),
             }
         });

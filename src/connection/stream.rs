@@ -79,6 +79,8 @@ pub struct ByteReceiver {
     /// The other end may be a listener that wants a key, which this end does not have; its first message shows that.
     expects_challenge: std::sync::atomic::AtomicBool,
     peer: Arc<str>,
+    /// The stream has ended with an error.
+    is_over: bool,
 }
 
 impl ByteConnection {
@@ -206,6 +208,7 @@ impl Raw {
                 reader: Mutex::new(Own::new(reader)),
                 expects_challenge: (role == Role::Client && key.is_none()).into(),
                 peer,
+                is_over: false,
             },
         })
     }
@@ -278,7 +281,10 @@ impl Stream for ByteReceiver {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        fork::check()?;
+        if this.is_over {
+            return Poll::Ready(None);
+        }
+        fork::check().inspect_err(|_| this.is_over = true)?;
         let received = ready!(this.reader.get_mut().poll_recv(cx));
         Poll::Ready(match this.refuse_challenge(received) {
             Err(error) if error.kind() == ErrorKind::Closed => None,

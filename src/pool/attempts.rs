@@ -113,8 +113,10 @@ pub(super) struct Singles<R> {
     condition: Predicate<R>,
     input: Option<(Box<dyn Input>, OpenCall)>,
     running: FuturesUnordered<Single<R>>,
-    /// Items that could not be submitted.
-    failed: VecDeque<(u64, Result<R>)>,
+    /// The one that waits for room in the pool.
+    held: Option<Single<R>>,
+    /// Items that could not be submitted, or ended as they were.
+    ended: VecDeque<(u64, Result<R>)>,
     /// The source's own error, which comes last.
     last: Option<(u64, Error)>,
     pulled: u64,
@@ -148,7 +150,8 @@ impl<R> Singles<R> {
             condition,
             input: Some((input, ticket)),
             running: FuturesUnordered::new(),
-            failed: VecDeque::new(),
+            held: None,
+            ended: VecDeque::new(),
             last: None,
             pulled: 0,
             early: BTreeMap::new(),
@@ -157,9 +160,15 @@ impl<R> Singles<R> {
         }))
     }
 
-    fn refill(&mut self, cx: &mut Context<'_>) {
+    fn refill(&mut self, cx: &mut Context<'_>)
+    where
+        R: DeserializeOwned + 'static,
+    {
         let most = AHEAD * self.pool.shared().slots(false).max(1);
-        while self.running.len() + self.early.len() + self.failed.len() < most {
+        if let Some(held) = self.held.take() {
+            self.begin(held, cx);
+        }
+        while self.held.is_none() && self.running.len() + self.early.len() + self.ended.len() < most {
             let Some((input, ticket)) = &mut self.input else { return };
             let mut chunk = Chunk::new(self.pulled);
             let stop = input.fill(&mut chunk, Most { items: 1, bytes: usize::MAX }, cx);
@@ -168,14 +177,14 @@ impl<R> Singles<R> {
                 let options = Options { first_index: self.pulled, ..self.options.clone() };
                 let stage = Stage::Planned { pool, target, options, input: Box::new(One::of_chunk(chunk)), ticket };
                 let again = Again::new(self.condition.clone());
-                self.running.push(Single { index: self.pulled, stage, again });
+                self.begin(Single { index: self.pulled, stage, again }, cx);
                 self.pulled += 1;
             }
             match stop {
                 Stop::Full => {}
                 Stop::NotYet => return,
                 Stop::Failed(error) => {
-                    self.failed.push_back((self.pulled, Err(error)));
+                    self.ended.push_back((self.pulled, Err(error)));
                     self.pulled += 1;
                 }
                 Stop::Panicked(error) => {
@@ -185,6 +194,28 @@ impl<R> Singles<R> {
                 Stop::End => self.input = None,
             }
         }
+    }
+
+    /// Submits an item. If there is no room for it, it waits for that: one at a time, which gives up its place in line with
+    /// [`leave_line`](Self::leave_line).
+    fn begin(&mut self, mut single: Single<R>, cx: &mut Context<'_>)
+    where
+        R: DeserializeOwned + 'static,
+    {
+        if self.pool.shared().config.max_waiting.is_none() {
+            return self.running.push(single);
+        }
+        match Pin::new(&mut single).poll(cx) {
+            Poll::Ready(ended) => self.ended.push_back(ended),
+            // A further attempt needs no room.
+            Poll::Pending if single.again.tried == 0 && !single.stage.has_begun() => self.held = Some(single),
+            Poll::Pending => self.running.push(single),
+        }
+    }
+
+    /// The caller does something else now.
+    pub(super) fn leave_line(&mut self) {
+        self.held.iter_mut().for_each(|single| single.stage.leave_line());
     }
 
     fn report_progress(&self, result: &Result<R>) {
@@ -204,10 +235,10 @@ impl<R: DeserializeOwned + 'static> Singles<R> {
     /// The next result, in any order; `None` after the last.
     pub(super) fn poll_any(&mut self, cx: &mut Context<'_>) -> Poll<Option<(u64, Result<R>)>> {
         self.refill(cx);
-        let next = match self.failed.pop_front() {
-            Some(failed) => Some(failed),
+        let next = match self.ended.pop_front() {
+            Some(ended) => Some(ended),
             None => match self.running.poll_next_unpin(cx) {
-                Poll::Ready(None) if self.input.is_some() => return Poll::Pending,
+                Poll::Ready(None) if self.input.is_some() || self.held.is_some() => return Poll::Pending,
                 next => ready!(next).or_else(|| self.last.take().map(|(index, error)| (index, Err(error)))),
             },
         };

@@ -382,6 +382,9 @@ impl Shared {
     }
 
     pub(super) fn cancel(&self, group: &Arc<CallItems>) {
+        if fork::is_forked() {
+            return;
+        }
         self.event(|scheduler, effects| scheduler.cancelled(group, effects));
     }
 

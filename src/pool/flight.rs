@@ -194,7 +194,7 @@ impl Flight {
             let is_late = since.as_ref().is_some_and(|since| match len >= TOGETHER / 16 {
                 true => since.is_long_ago(),
                 // Fewer looks at a source that has been quick so far.
-                false => chunks.len().is_power_of_two() && since.is_a_tick_ago(),
+                false => matches!(chunks.len(), 0..=2 | 4 | 6 | 8 | 10 | 12 | 14) && since.is_a_tick_ago(),
             });
             let is_over = !matches!(stop, Stop::Full);
             if is_over || is_late || bytes >= TOGETHER || chunks.len() >= 16 {
@@ -469,6 +469,15 @@ impl Stage {
                 *self = Stage::Failed(Error::copy(&error));
                 (Events::failed(error), None)
             }
+        }
+    }
+
+    /// Returns `true` if all of its items were submitted, or cannot be.
+    pub(super) fn has_begun(&self) -> bool {
+        match self {
+            Stage::Planned { .. } => false,
+            Stage::Flying(flight) => !flight.is_held_back(),
+            Stage::Failed(_) | Stage::Over => true,
         }
     }
 

@@ -10,6 +10,7 @@ use super::options::{Options, Progress};
 use super::retry::{Predicate, RetryIf};
 use super::scheduler::stranded;
 use crate::error::{Error, ErrorKind, Result, Topic};
+use crate::os::fork;
 use crate::process::Function;
 use crate::process::function::Arguments;
 use futures_util::Stream;
@@ -197,11 +198,7 @@ impl<R> Call<R> {
     /// Returns `true` if its item was handed in, or cannot be.
     #[cfg(feature = "tower")]
     pub(super) fn has_begun(&self) -> bool {
-        match &self.stage {
-            Stage::Planned { .. } => false,
-            Stage::Flying(flight) => !flight.is_held_back(),
-            Stage::Failed(_) | Stage::Over => true,
-        }
+        self.stage.has_begun()
     }
 
     pub(super) fn of<F, A, M>(pool: Arc<PoolLifetime>, f: F, args: A) -> Self
@@ -291,6 +288,7 @@ impl<R: DeserializeOwned + 'static> Future for Call<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
+        check_forked()?;
         let this = &mut *self;
         loop {
             if let Some(again) = &mut this.again {
@@ -367,9 +365,10 @@ impl<R> AsyncResult<R> {
     /// Cancels the call. An item that has not started never starts. A running item is asked to stop
     /// ([`CurrentTask::is_cancelled`](crate::CurrentTask::is_cancelled)), and its worker is killed after the grace.
     ///
-    /// The result is then an error of kind `Cancelled`, unless it was there already.
+    /// The result is then an error of kind `Cancelled`, unless it was there already. In a forked process this does nothing: the call is its parent's.
     pub fn cancel(&self) {
         if let Stage::Flying(flight) = &self.stage
+            && !fork::is_forked()
             && !flight.group.has_done()
         {
             flight.cancel();
@@ -494,6 +493,7 @@ impl<R: DeserializeOwned + Unpin + 'static> Future for Map<R> {
     type Output = Result<Vec<R>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        check_forked()?;
         let this = &mut *self;
         while this.condition.is_some() || this.singles.is_some() {
             match ready!(this.poll_singles(cx)) {
@@ -544,7 +544,11 @@ impl Early {
 
     /// The batch that begins with item `next`.
     fn take(&mut self, next: u64) -> Option<ResultBatch> {
-        self.batches.front().filter(|batch| batch.first() == next)?;
+        let first = self.batches.front()?.first();
+        debug_assert!(first >= next, "batch {first} comes after its turn, which is {next}");
+        if first != next {
+            return None;
+        }
         let batch = self.batches.pop_front()?;
         self.held -= batch.count() as usize;
         Some(batch)
@@ -594,6 +598,7 @@ impl<R> Future for MapAsync<R> {
     type Output = Result<Vec<R>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        check_forked()?;
         let joined = ready!(Pin::new(&mut self.0).poll(cx));
         // Only the end of the pool's runtime cancels it.
         Poll::Ready(joined.unwrap_or_else(|error| match error.is_cancelled() {
@@ -666,8 +671,10 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
         let this = &mut *self;
         let is_over = matches!(this.stage, Stage::Over) && this.singles.is_none();
         if !is_over && let Err(error) = check_forked() {
-            (this.stage, this.condition, this.singles) = (Stage::Over, None, None);
-            (this.current, this.events) = (None, None);
+            // The drop of timers and of the source may need locks that a thread of the parent held.
+            std::mem::forget((std::mem::replace(&mut this.stage, Stage::Over), this.singles.take()));
+            (this.condition, this.current, this.events) = (None, None, None);
+            this.early = Early::default();
             return Poll::Ready(Some(Err(error)));
         }
         if let Some(condition) = this.condition.take() {
@@ -681,6 +688,8 @@ impl<R: DeserializeOwned + 'static> Stream for Results<R> {
                 true => ready!(singles.poll_in_order(cx)),
                 false => ready!(singles.poll_any(cx)).map(|(_, result)| result),
             };
+            // As below.
+            singles.leave_line();
             if next.is_none() {
                 (this.singles, this.events) = (None, None);
             }

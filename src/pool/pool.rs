@@ -713,6 +713,7 @@ impl Pool {
     /// # Errors
     /// `Unsupported` for a cluster pool, whose workers belong to the pools that serve; `Other` for a pool within this process.
     pub fn revive(&self) -> Result<()> {
+        check_forked()?;
         self.has_processes("revived")?;
         self.handle.shared().revive();
         Ok(())

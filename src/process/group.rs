@@ -18,7 +18,7 @@ use super::ending::Ending;
 use super::function::{Arguments, Function, captures_nothing};
 use super::info::ProcessInfo;
 use crate::error::Result;
-use crate::os::timer;
+use crate::os::{fork, timer};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::de::DeserializeOwned;
@@ -148,6 +148,7 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// # Errors
     /// The result of the child as [`Process::join`](crate::Process::join).
     pub async fn join_next_with_info(&mut self) -> Option<(ProcessInfo, Result<R>)> {
+        self.wake_if_forked();
         match self.ended.pop_front() {
             Some(ended) => Some(ended),
             None => self.running.next().await,
@@ -174,7 +175,15 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         self.take_results()
     }
 
+    /// In a forked process no child of its parent ends, so each is polled for its error, whether it was polled before or not.
+    fn wake_if_forked(&mut self) {
+        if fork::is_forked() {
+            self.running = std::mem::take(&mut self.running).into_iter().collect();
+        }
+    }
+
     async fn all_end(&mut self) {
+        self.wake_if_forked();
         while let Some(ended) = self.running.next().await {
             self.ended.push_back(ended);
         }

@@ -246,6 +246,8 @@ impl<R> Supervised<R> {
             let why = format!("the result of process {} was already taken", self.name);
             return Err(Error::other(why).explained_by(Topic::ResultTaken));
         };
+        // The task runs in the parent of a forked process.
+        fork::check()?;
         let joined = task.await;
         self.task = None;
         joined.unwrap_or_else(|_| {

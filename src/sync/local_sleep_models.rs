@@ -88,14 +88,16 @@ impl World {
 
     /// As `Mutex::release`.
     fn release(&self, me: Member) {
-        if self.words().release(me) | self.sleepers().has_sleepers_after_rmw() {
+        let is_awaited = self.words().release(me) | self.sleepers().has_sleepers_after_rmw();
+        let is_awaited_here = me == ME && self.has_waiters();
+        if is_awaited {
             match self.words().waiters_to_wake(|_| true, || 1) {
                 ToWake::Nobody => {}
                 ToWake::Longest => self.notify(me),
                 other => panic!("{other:?}"),
             }
         }
-        if me == ME && self.has_waiters() {
+        if is_awaited_here {
             let mut local = self.local.lock().unwrap();
             if local.place.is_none() {
                 local.wake_front();

@@ -566,7 +566,10 @@ impl Acquisition<'_> {
             Tried::Damaged => Some(Err(self.mutex.damaged(IMPOSSIBLE))),
             Tried::Refused { is_handoff } => {
                 self.is_handoff |= is_handoff;
-                (0..PAUSES).for_each(|_| std::hint::spin_loop());
+                // A holder of this process may need this thread.
+                if in_queue && !self.is_local() {
+                    (0..PAUSES).for_each(|_| std::hint::spin_loop());
+                }
                 None
             }
         }
