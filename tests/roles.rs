@@ -85,6 +85,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_main_that_empties_its_environment_closes_descriptors_and_executes_itself_is_an_error 4 Plainly
     a_main_that_does_so_by_the_loaders_name_is_an_error 4 ByLoader
     a_main_that_starts_another_program_first_has_children 2 Plainly
+    a_main_that_becomes_another_user_is_an_error 2 Plainly
+    a_main_whose_starter_is_gone_takes_no_role_from_another_process 2 Plainly
     children_start_this_program_as_one_of_its_own 0 Plainly
     children_in_a_multi_thread_runtime_start_this_program_as_one_of_its_own 0 Plainly
     a_program_run_by_the_loaders_name_has_children 3 ByLoader
@@ -319,12 +321,25 @@ fn children_start() {
     passed();
 }
 
-/// The rest of a program none of whose children starts, each for the same reason.
-fn no_child_starts(why: &str) {
-    mp::init();
+/// A process that ends before it has its role is an error by then: nobody waits for a limit of time.
+const SOON: Duration = Duration::from_secs(5);
+
+/// What `work` returns, which must not take longer than `limit`.
+fn in_time<T>(limit: Duration, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
-    let error = Process::spawn(add, (1, 2)).unwrap_err();
-    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    let done = work();
+    assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
+    done
+}
+
+/// The rest of a program none of whose children starts, as each process that is started for one ends for the same reason.
+fn no_child_starts(why: &str) {
+    no_child_starts_within(SOON, why);
+}
+
+fn no_child_starts_within(limit: Duration, why: &str) {
+    mp::init();
+    let error = in_time(limit, || Process::spawn(add, (1, 2)).unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Spawn);
     assert!(error.to_string().contains(why), "{error}");
     passed();
@@ -475,7 +490,7 @@ fn a_slow_main_is_a_warning_and_a_stopped_one_is_an_error(main: Main) {
         std::thread::sleep(Duration::from_secs(11)); // What is slow.
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP).unwrap();
     }
-    no_child_starts("it is stopped");
+    no_child_starts_within(Duration::from_secs(40), "it is stopped");
 }
 
 fn a_main_that_ends_is_an_error_with_its_status(main: Main) {
@@ -598,6 +613,63 @@ fn a_main_that_starts_another_program_first_has_children(_: Main) {
     children_start();
 }
 
+const STRANGER: &str = "its role does not come from its parent, or comes from another user";
+
+/// The role of one user is none for another.
+fn a_main_that_becomes_another_user_is_an_error(main: Main) {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("this needs root");
+    }
+    let are_final = rustix::thread::no_new_privs().unwrap();
+    if !main.is_first() && are_final {
+        // A role of another user is none of more rights then.
+        skipped("the started process has `no_new_privs`, as root has dropped capabilities here");
+    } else if !main.is_first() {
+        nix::unistd::seteuid(nix::unistd::Uid::from_raw(USER)).unwrap();
+    }
+    no_child_starts(STRANGER);
+}
+
+/// What was started takes no role from a process that only has the other end of its socket. It is inherited by this one, which sees its exit
+/// code.
+fn a_main_whose_starter_is_gone_takes_no_role_from_another_process(main: Main) {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    if !main.is_first() {
+        let heir: i32 = std::env::var("HEIR").unwrap().parse().unwrap();
+        alone::until("its starter is gone", || nix::unistd::getppid().as_raw() == heir);
+        mp::init();
+        unreachable!("it takes no role");
+    }
+    // SAFETY: `main` has started no thread.
+    unsafe { std::env::set_var("HEIR", std::process::id().to_string()) };
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    // SAFETY: this process has one thread.
+    let starter = match unsafe { nix::unistd::fork() }.unwrap() {
+        nix::unistd::ForkResult::Parent { child } => child,
+        nix::unistd::ForkResult::Child => {
+            mp::init();
+            let _ = Process::spawn(add, (1, 2));
+            std::process::exit(1);
+        }
+    };
+    let marks = std::env::args_os().nth(3).unwrap();
+    let is_asleep = |(pid, _, state): &(u32, u32, char)| *pid as i32 == starter.as_raw() && *state == 'S';
+    // It has sent all that it sends, and waits for the answer of the second main.
+    alone::until("the starter waits", || {
+        std::fs::metadata(&marks).unwrap().len() == 2 && alone::processes().iter().any(is_asleep)
+    });
+    let pid = rustix::process::Pid::from_raw(starter.as_raw()).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let copy = |fd| rustix::process::pidfd_getfd(&pidfd, fd, rustix::process::PidfdGetfdFlags::empty()).ok();
+    let kept: Vec<_> = (3..1024).filter_map(copy).collect();
+    nix::sys::signal::kill(starter, nix::sys::signal::Signal::SIGKILL).unwrap();
+    waitpid(starter, None).unwrap();
+    let WaitStatus::Exited(_, code) = waitpid(None, None).unwrap() else { panic!("it was killed") };
+    assert_eq!(code, 89);
+    drop(kept);
+    passed();
+}
+
 /// In a child: this program, with children of its own, as any other program has them.
 fn starts_the_program() -> String {
     let output = again().output().unwrap();
@@ -649,7 +721,8 @@ fn an_executed_child_that_cannot_take_its_role_reports_why(_: Main) {
     mp::init();
     block_on(async {
         let builder = Process::builder().start_method(StartMethod::Spawn).env("CLOSE", "1");
-        let error = builder.spawn(add, (1, 2)).unwrap().await.unwrap_err();
+        let child = builder.spawn(add, (1, 2)).unwrap();
+        let error = tokio::time::timeout(SOON, child).await.expect("soon after its end").unwrap_err();
         assert_eq!((error.kind(), error.exit_status().unwrap().code()), (ErrorKind::ProcessDied, Some(86)));
         assert!(error.to_string().contains("the socket that its role comes over is closed"), "{error}");
         assert_eq!(Process::spawn(add, (1, 2)).unwrap().await.unwrap(), 3);
@@ -663,7 +736,7 @@ fn a_name_cleaner_that_cannot_take_its_role_reports_why(main: Main) {
     }
     mp::init();
     let name = format!("multiprocess-roles-{}", alone::unique());
-    let error = SharedMemory::create(&name, 100).unwrap_err();
+    let error = in_time(SOON, || SharedMemory::create(&name, 100).unwrap_err());
     assert!(error.to_string().contains("the socket that its role comes over is closed"), "{error}");
     passed();
 }
