@@ -4,11 +4,13 @@ use crate::manager::client::link::Link;
 use crate::manager::client::namespace::Names;
 use crate::manager::server::leader::start;
 use crate::manager::server::state::Server;
-use crate::manager::wire::greeting::Setup;
+use crate::manager::wire::greeting::{Id, Setup};
 use crate::manager::wire::messages::COUNT;
+use crate::manager::wire::method::Exposed;
 use crate::os::socket::packet_pair;
 use crate::os::sync::lock;
 use crate::wire::Fd;
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -29,16 +31,7 @@ pub(crate) async fn test_manager() -> TestManager {
     static ALONE: Mutex<()> = Mutex::const_new(());
     static FIRST: OnceCell<(OwnedFd, Arc<Server>, Arc<Link>)> = OnceCell::const_new();
     let first = || async {
-        let (intake, connector) = packet_pair().unwrap();
-        let theirs = Fd::new(connector.try_clone().unwrap());
-        let setup = Setup { id: (99, 0), intake: Fd::new(intake), connector: theirs, exposed: None, bind: None };
-        let (started, server) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let server = start(setup, Box::new(Names::new())).unwrap();
-            started.send(server.clone()).unwrap();
-            server.watch();
-        });
-        let server = server.recv().unwrap();
+        let (connector, server) = started((99, 0), None);
         // It ends with its last client.
         let first = link(&connector);
         count(&first).await;
@@ -49,6 +42,20 @@ pub(crate) async fn test_manager() -> TestManager {
     let client = link(connector);
     count(&client).await;
     TestManager { connector, server, client, _alone: alone }
+}
+
+/// A manager on a thread of its own.
+fn started(id: Id, exposed: Option<HashSet<u64>>) -> (OwnedFd, Arc<Server>) {
+    let (intake, connector) = packet_pair().unwrap();
+    let theirs = Fd::new(connector.try_clone().unwrap());
+    let setup = Setup { id, intake: Fd::new(intake), connector: theirs, exposed, bind: None };
+    let (has_started, server) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let server = start(setup, Box::new(Names::new())).unwrap();
+        has_started.send(server.clone()).unwrap();
+        server.watch();
+    });
+    (connector, server.recv().unwrap())
 }
 
 fn link(connector: &OwnedFd) -> Arc<Link> {
@@ -64,6 +71,16 @@ impl TestManager {
     /// The link of a handle in the manager.
     pub(crate) fn here(&self) -> Arc<Link> {
         Link::here().unwrap()
+    }
+
+    /// The links of so many processes to another manager, of which only these functions can be called. It ends with the last of them.
+    pub(crate) async fn narrow<const N: usize>(&self, exposed: impl IntoIterator<Item = Exposed>) -> [Arc<Link>; N] {
+        let (connector, _) = started((98, 0), Some(exposed.into_iter().flat_map(|Exposed(entries)| entries).collect()));
+        let links = [(); N].map(|()| link(&connector));
+        for link in &links {
+            count(link).await;
+        }
+        links
     }
 
     /// The link of one more process to it.

@@ -201,7 +201,7 @@ mod tests {
     use crate::manager::client::queue::QueueObject;
     use crate::manager::mock::{in_time, test_manager, until};
     use crate::manager::wire::messages::Op;
-    use crate::manager::wire::method::{Owned, Waiting, call_op, make_op};
+    use crate::manager::wire::method::{Exposed, Owned, Waiting, call_op, make_op};
     use crate::manager::wire::waiting::Try;
     use crate::os::socket::packet_pair;
     use crate::wire::Attachment;
@@ -221,6 +221,12 @@ mod tests {
 
     fn waits(_: &mut QueueObject<u32>, _: &mut Option<(u32,)>, _: Try, _: &mut Writer) -> Poll<Result<()>> {
         Poll::Pending
+    }
+
+    /// A function that makes objects was called with the number of one.
+    fn assert_is_refused(error: &Error) {
+        let is_one = error.to_string().contains("a function that makes objects is called on one");
+        assert!(is_one || error.kind() == ErrorKind::Closed, "{error}");
     }
 
     /// Every kind of request, with every kind of number for an object.
@@ -265,7 +271,11 @@ mod tests {
                 match has_answer {
                     true => {
                         // Refused, or done; cut off, the next one is, too.
-                        let _ = in_time(client.ask(request)).await;
+                        let answer = in_time(client.ask(request)).await.and_then(|mut answer| answer.part::<()>());
+                        let makes = [make_op(make).entry, make_op(Names::new).entry].contains(&op.entry);
+                        if kind == messages::CALL && makes && number != messages::MAKER {
+                            assert_is_refused(&answer.unwrap_err());
+                        }
                     }
                     false => client.post(request),
                 }
@@ -282,6 +292,33 @@ mod tests {
             until(|| test_manager.server.objects.len() == before).await;
         }
         names.remove("key").await.unwrap();
+    }
+
+    /// If its new object took the place of that one, everybody would have it, in place of the table of names, too.
+    #[tokio::test]
+    async fn exposed_maker_that_is_called_on_an_object_is_refused_and_the_object_stays() {
+        let test_manager = test_manager().await;
+        let make = |n: u32| vec![n];
+        let len = |list: &mut Vec<u32>| list.len();
+        let exposed = [Exposed::maker(make), Exposed::method(len), Exposed::namespace::<u32>()];
+        let [one, other] = test_manager.narrow(exposed).await;
+        let names_of = |link| Namespace(Proxy::new(Handle::claimed(link, messages::NAMES)));
+        names_of(&one).set("key", 7u32).await.unwrap();
+        let list = proxy::create(&one, make, (1,)).await.unwrap();
+        for object in [messages::NAMES, list.handle.object] {
+            for op in [make_op(make), make_op(Names::new)] {
+                let mut request = other.request(messages::CALL);
+                request.number(1).op(&Op { object, ..op }).append(&(5u32,)).unwrap();
+                let answer = in_time(other.ask(request)).await.and_then(|mut answer| answer.part::<()>());
+                assert_is_refused(&answer.unwrap_err());
+            }
+        }
+        assert_eq!(names_of(&other).get::<u32>("key").await.unwrap(), Some(7));
+        assert_eq!(list.call(len, ()).await.unwrap(), 1);
+        for link in [&one, &other] {
+            let error = proxy::create(link, String::new, ()).await.map(drop).unwrap_err();
+            assert!(error.to_string().contains("not exposed"), "{error}");
+        }
     }
 
     #[tokio::test]
