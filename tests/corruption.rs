@@ -13,7 +13,7 @@
 //! | `MULTIPROCESS_CORRUPTION_FROM=7` | the number of the first trial of either sort, 0 unless said otherwise |
 //! | `MULTIPROCESS_CORRUPTION_JOBS=4` | so many at a time, by default as many as there are CPUs |
 //!
-//! One trial again, with what it says: `target/debug/deps/corruption-.. trial single 17` (or `several`, or `known`).
+//! One trial again, with what it says: `target/debug/deps/corruption-.. trial single 17` (or `several`, `known`, `lane`).
 #![allow(clippy::unwrap_used)] // A test, though clippy sees none in a harness of our own.
 
 use multiprocess::{self as mp, ErrorKind, Process};
@@ -64,8 +64,9 @@ fn harness() -> ExitCode {
     let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |cpus| cpus.get()));
     let from: u64 = variable("_FROM").and_then(|from| from.parse().ok()).unwrap_or_default();
     let counts: Option<Vec<u64>> = variable("").map(|counts| counts.split(',').map(|n| n.parse().unwrap()).collect());
+    let mut failed = trials("lane", 0, 1, None, jobs);
     // What has gone wrong once.
-    let mut failed = trials("known", 0, trial::KNOWN.len() as u64, None, jobs);
+    failed += trials("known", 0, trial::KNOWN.len() as u64, None, jobs);
     for (at, sort) in ["single", "several"].into_iter().enumerate() {
         let to = counts.as_ref().map_or(u64::MAX, |counts| from + counts.get(at).copied().unwrap_or_default());
         let until = counts.is_none().then(|| Instant::now() + SHORT[at]);
@@ -401,6 +402,10 @@ mod trial {
         ("leased", "ring", 34, Change::To(u64::MAX)),
         ("leased", "ring", 35, Change::To(12345 << 12)),
         ("leased", "ring", 38, Change::To(1)),
+        // Marks beyond the entries of a token and of a child of it, and a value of a oneshot that was never sent.
+        ("token", "event", 2, Change::Flip(1 << 61)),
+        ("oneshot", "ring", 17, Change::To(12345 << 12)),
+        ("oneshot", "ring", 18, Change::To(u64::MAX)),
         // This process's own place in its family.
         ("family", "family", 0, Change::To(0)),
         ("family", "family", 0, Change::To(u64::MAX)),
@@ -411,8 +416,38 @@ mod trial {
         Flip(u64),
     }
 
+    /// The word of a lane that says how many results there are is damaged while the worker is at work: the pool has another worker then.
+    async fn damage_a_lane() {
+        let pool = mp::Pool::builder().workers(1).build().unwrap();
+        let first = pool.apply(std::process::id, ()).await.unwrap();
+        let waits = |has_begun: mp::Event, go_on: mp::Event| {
+            has_begun.set();
+            go_on.blocking_wait()
+        };
+        let (has_begun, go_on) = (mp::Event::new().unwrap(), mp::Event::new().unwrap());
+        let running = pool.apply_async(waits, (has_begun.clone(), go_on));
+        has_begun.wait_timeout(RIGHT).await.unwrap();
+        let mut owners = Owners::default();
+        owners.made("pool", ());
+        write(&owners, &("pool", "lane", 48, Change::To(u64::MAX)));
+        let lost = tokio::time::timeout(RIGHT, running).await.expect("in time").unwrap_err();
+        assert_eq!(lost.kind(), ErrorKind::Corrupt, "{lost}");
+        let second = tokio::time::timeout(RIGHT, pool.apply(std::process::id, ())).await.expect("in time").unwrap();
+        assert_ne!(second, first);
+        assert!(!std::path::Path::new(&format!("/proc/{first}")).exists(), "the first has ended");
+        let doubled = tokio::time::timeout(RIGHT, pool.map(double, 0..1000_u64)).await.expect("in time").unwrap();
+        assert!(doubled.into_iter().eq((0..1000).map(|n| 2 * n)));
+        assert_eq!(pool.apply(std::process::id, ()).await.unwrap(), second, "it stays");
+        let totals = pool.stats().totals;
+        assert_eq!((totals.restarted, totals.died), (1, 0), "{totals:?}");
+        println!("end lane replaced");
+    }
+
     fn known(owners: &Owners, number: usize) -> Vec<&'static str> {
-        let (owner, name, word, change) = &KNOWN[number];
+        write(owners, &KNOWN[number])
+    }
+
+    fn write(owners: &Owners, (owner, name, word, change): &(&'static str, &str, usize, Change)) -> Vec<&'static str> {
         let memory = std::fs::OpenOptions::new().read(true).write(true).open("/proc/self/mem").unwrap();
         let is_its = |mapping: &&Mapping| {
             owners.0.get(&mapping.inode) == Some(owner) && mapping.name == *name && mapping.offset == 0
@@ -449,7 +484,10 @@ mod trial {
             _ => tokio::runtime::Builder::new_multi_thread(),
         };
         let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(objects(several, known, random));
+        match sort {
+            "lane" => runtime.block_on(damage_a_lane()),
+            _ => runtime.block_on(objects(several, known, random)),
+        }
         drop(runtime);
         assert_quiet();
         std::io::stdout().flush().unwrap();
@@ -536,6 +574,10 @@ mod trial {
         let array = owners.made("array", mp::Array::from_slice(&[1_u64; 64]).unwrap());
         let (state, mut watcher) = owners.made("watch", mp::watch(PAYLOAD).unwrap());
         let (news, mut listener) = owners.made("broadcast", mp::broadcast::<u64>(4).unwrap());
+        let token = owners.made("token", mp::CancellationToken::new().unwrap());
+        let child = owners.made("token", token.child_token().unwrap());
+        let (sender, receiver) = owners.made("oneshot", mp::oneshot().unwrap());
+        let (gone, unsent) = owners.made("oneshot", mp::oneshot::<u64>().unwrap());
         let leased = owners.made("leased", mp::Queue::<u64>::unbounded().unwrap());
         (0..6).for_each(|n| leased.try_put(PAYLOAD + n).unwrap());
         let lease = leased.try_lease().unwrap();
@@ -649,6 +691,13 @@ mod trial {
                 })
                 .await;
             }
+            uses!("oneshot", "send and receive", {
+                sender.send(PAYLOAD)?;
+                Ok(receiver.await? == PAYLOAD)
+            })
+            .await;
+            drop(gone);
+            uses!("oneshot", "end", Ok(unsent.await.is_err_and(|error| error.kind() == ErrorKind::Closed))).await;
             drop((state, news));
             uses!("watch", "end", Ok(watcher.changed().await.is_err_and(|error| error.kind() == ErrorKind::Closed)))
                 .await;
@@ -727,6 +776,12 @@ mod trial {
                 event.clear();
                 let (waited, ()) = tokio::join!(event.wait(), async { event.set() });
                 waited.map(|()| event.is_set())
+            })
+            .await;
+            uses!("token", "cancel", {
+                let was_cancelled = child.is_cancelled();
+                let (waited, ()) = tokio::join!(child.cancelled_timeout(RIGHT), async { token.cancel() });
+                waited.map(|()| !was_cancelled && child.is_cancelled() && token.is_cancelled())
             })
             .await;
             uses!("condition", "wait and notify", {
