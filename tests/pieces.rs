@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    Deadline, Random, assert_no_growth, eventually, falls_asleep, falls_asleep_in_line, holdings, in_child, is_asleep,
-    within,
+    Deadline, Random, assert_no_growth, cancelled, eventually, falls_asleep, falls_asleep_in_line, holdings, in_child,
+    is_asleep, within,
 };
 use futures::{FutureExt, StreamExt, poll};
 use multiprocess::{
@@ -20,21 +20,6 @@ use std::time::{Duration, Instant};
 mp::test_support!();
 
 const SHORT: Duration = Duration::from_millis(50);
-
-/// Polls `future` for a random while and drops it: `None`.
-async fn cancelled<T>(random: &mut Random, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    if random.below(2) == 0 {
-        return tokio::time::timeout(Duration::from_micros(random.below(200)), future).await.ok();
-    }
-    for _ in 0..random.below(4) {
-        if let Some(value) = future.as_mut().now_or_never() {
-            return Some(value);
-        }
-        tokio::task::yield_now().await;
-    }
-    None
-}
 
 /// Starts `f` in a process that will be killed at `point`.
 #[cfg(debug_assertions)]
@@ -1843,6 +1828,27 @@ mod tasks {
         let same = within(task.run()).await.unwrap();
         same.put(2).await.unwrap();
         assert_eq!((queue.get().await.unwrap(), queue.get().await.unwrap()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn tasks_lie_in_a_managers_list_until_a_process_takes_and_runs_them() {
+        let manager = mp::Manager::start().await.unwrap();
+        let (tasks, results) = (manager.list::<Task<i64>>().await.unwrap(), manager.list::<i64>().await.unwrap());
+        tasks.push(Task::of(double, (4,))).await.unwrap();
+        tasks.extend(vec![Task::of(later, (1, "xyz".into())), Task::of(|| 7, ())]).await.unwrap();
+        // A copy can be run as well.
+        assert_eq!(within(tasks.get(0).await.unwrap().unwrap().run()).await.unwrap(), 8);
+        let run = async |tasks: mp::ListProxy<Task<i64>>, results: mp::ListProxy<i64>| {
+            while let Some(task) = tasks.pop().await? {
+                results.push(task.run().await?).await?;
+            }
+            mp::Result::Ok(())
+        };
+        let run = Process::spawn(run, (tasks.clone(), results.clone())).unwrap();
+        within(run).await.unwrap().unwrap();
+        assert_eq!(results.to_vec().await.unwrap(), [7, 4, 8]);
+        assert!(tasks.is_empty().await.unwrap());
+        manager.shutdown().await.unwrap();
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{
-    Deadline, Random, all_asleep, eventually, holdings, holdings_of, in_child, no_growth, ring_memory, within,
+    Deadline, Random, all_asleep, eventually, holdings, holdings_of, in_child, no_growth, polled, ring_memory, within,
 };
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use multiprocess::{self as mp, Error, ErrorKind, Event, Events, Pool, Process, Queue, Retry, Value};
@@ -596,6 +596,51 @@ async fn ten_thousand_dropped_polls_and_streams_leave_nothing_behind() {
         assert_eq!(pool.stats().totals.restarted, 0);
     };
     in_child(drops, ()).await;
+}
+
+/// Drops so many sends at a random time; how many events it has sent.
+async fn drops_sends(drops: u32) -> mp::Result<u64> {
+    let (task, mut random) = (task(), Random::new(17));
+    let (mut sent, mut dropped) = (0, 0);
+    while dropped < drops {
+        let send = task.emit(sent);
+        // Few by a clock, whose tick is long.
+        let done = match random.below(20) {
+            0 => tokio::time::timeout(Duration::from_micros(random.below(300)), send).await.ok(),
+            _ => polled(&mut random, send).await,
+        };
+        match done {
+            Some(done) => sent += done.map(|()| 1)?,
+            None => dropped += 1,
+        }
+    }
+    Ok(sent)
+}
+
+#[tokio::test]
+async fn ten_thousand_dropped_sends_send_nothing_and_lose_no_event_of_others() {
+    let pool = Pool::new(1).unwrap();
+    let run = async |drops: u32| {
+        let mut call = pool.apply(drops_sends, (drops,));
+        let mut events = call.events::<u64>();
+        let (call, mut received) = (tokio::spawn(call), 0);
+        while let Some(event) = within(events.next()).await {
+            assert_eq!(event.unwrap(), received);
+            received += 1;
+            if !call.is_finished() {
+                // There is rarely room.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        assert_eq!(within(call).await.unwrap().unwrap().unwrap(), received);
+        received
+    };
+    run(300).await;
+    let worker = pool.stats().workers[0].pid;
+    let before = holdings_of(worker);
+    assert!(run(10_000).await > 1024, "more than there is room for");
+    no_growth(before, || holdings_of(worker)).await;
+    assert_eq!(pool.stats().totals.restarted, 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::pool::{all_serve, is_idle};
-use common::{Random, assert_no_growth, eventually, holdings, in_child, rounds, within};
+use common::{Random, assert_no_growth, cancelled, eventually, holdings, in_child, rounds, within};
 use futures::{FutureExt, StreamExt};
 use multiprocess::{self as mp, ErrorKind, Event, Histogram, Pool, Queue, Retry, Task, Value};
 use std::pin::pin;
@@ -358,21 +358,6 @@ async fn a_dropped_stream_with_a_predicate_takes_no_more_items() {
     within(pool.map(|n: u32| n, 0..10)).await.unwrap();
 }
 
-/// Polls `future` for a random while and drops it: `None`.
-async fn cancelled<T>(random: &mut Random, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    if random.below(2) == 0 {
-        return tokio::time::timeout(Duration::from_micros(random.below(200)), future).await.ok();
-    }
-    for _ in 0..random.below(4) {
-        if let Some(value) = future.as_mut().now_or_never() {
-            return Some(value);
-        }
-        tokio::task::yield_now().await;
-    }
-    None
-}
-
 /// Nothing of earlier calls runs or waits.
 async fn is_quiet(pool: &Pool) {
     eventually("nothing runs or waits", || {
@@ -630,6 +615,36 @@ mod state {
         pool.close();
         within(pool.join()).await.unwrap();
         assert_eq!(gone.try_get().unwrap(), 105);
+    }
+
+    #[tokio::test]
+    async fn all_calls_lend_the_state_of_the_worker() {
+        let gone = Queue::unbounded().unwrap();
+        let pool = Pool::builder().workers(1).max_waiting(1).state(open, (0, gone.clone())).build().unwrap();
+        let add_both = |tally: &mut Tally, n: u32, gate: Event| {
+            gate.blocking_wait().unwrap();
+            add(tally, n)
+        };
+        let gate = Event::new().unwrap();
+        gate.set();
+        let items = vec![(1, gate.clone()), (2, gate.clone()), (3, gate.clone())];
+        assert_eq!(within(pool.with_state().starmap(add_both, items)).await.unwrap(), [1, 3, 6]);
+        assert_eq!(within(pool.with_state().map_async(add, [1, 1, 1])).await.unwrap(), [7, 8, 9]);
+        for results in [pool.with_state().imap(add, [1, 1, 1]), pool.with_state().imap_unordered(add, [1, 1, 1])] {
+            assert_eq!(within(results.count()).await, 3);
+        }
+        // One at work, one that waits, and no room for another one.
+        gate.clear();
+        let try_apply = |n: u32| pool.with_state().try_apply(add_both, (n, gate.clone()));
+        let first = try_apply(10).unwrap();
+        eventually("it is at work", || pool.stats().running == 1 && pool.stats().queued == 0).await;
+        let second = try_apply(100).unwrap();
+        assert_eq!(try_apply(1000).map(drop).unwrap_err().kind(), ErrorKind::Full);
+        gate.set();
+        assert_eq!((within(first).await.unwrap(), within(second).await.unwrap()), (25, 125));
+        pool.close();
+        within(pool.join()).await.unwrap();
+        assert_eq!(gone.try_get().unwrap(), 125);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ pub mod pool;
 pub mod quiet;
 pub mod rounds;
 
+use futures::FutureExt;
 use multiprocess::{Function, Manager, Process, debug};
 pub use rounds::{blocking_rounds, rounds};
 use serde::Serialize;
@@ -273,6 +274,26 @@ pub async fn assert_nobody_starves(mut measure: impl AsyncFnMut() -> Vec<Duratio
     let is_fair =
         |(mean, longest): &(Duration, Duration)| *mean < Duration::from_millis(30) && *longest < Duration::from_secs(2);
     rounds(mean_and_longest, is_fair).await.unwrap();
+}
+
+/// Polls `future` a random number of times and drops it: `None`.
+pub async fn polled<T>(random: &mut Random, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..random.below(4) {
+        if let Some(value) = future.as_mut().now_or_never() {
+            return Some(value);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+/// Polls `future` for a random while and drops it: `None`.
+pub async fn cancelled<T>(random: &mut Random, future: impl Future<Output = T>) -> Option<T> {
+    match random.below(2) {
+        0 => tokio::time::timeout(Duration::from_micros(random.below(200)), future).await.ok(),
+        _ => polled(random, future).await,
+    }
 }
 
 /// xorshift: the same numbers in each run of one seed.
