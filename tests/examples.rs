@@ -195,14 +195,17 @@ fn task_queue_behaves_as_its_original_and_without_a_worker_too() {
         assert_eq!(results(&stdout), results(&python));
     }
 
-    let mut program = programs::start(&programs::example("task_queue"), [""; 0]);
-    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
-    let first = lines.next().unwrap().unwrap();
-    let is_killed = kill_one(&program, "Process-2");
-    let without = [first].into_iter().chain(lines.map(Result::unwrap)).collect::<Vec<_>>().join("\n");
-    let output = programs::finish(program, Duration::from_secs(30));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() != is_killed && stderr.contains("Process-2") == is_killed, "{stderr}");
+    let without = programs::with_kills(|| {
+        let mut program = programs::start(&programs::example("task_queue"), [""; 0]);
+        let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        let is_killed = kill_one(&program, "Process-2");
+        let without = [first].into_iter().chain(lines.map(Result::unwrap)).collect::<Vec<_>>().join("\n");
+        let output = programs::finish(program, Duration::from_secs(30));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() != is_killed && stderr.contains("Process-2") == is_killed, "{stderr}");
+        is_killed.then_some(without)
+    });
     // A worker that was killed between the result and the commit leaves a task to be done twice; none is lost before that.
     let (expected, got): (BTreeSet<_>, BTreeSet<_>) =
         (results(&stdout).into_iter().collect(), results(&without).into_iter().collect());
@@ -211,17 +214,20 @@ fn task_queue_behaves_as_its_original_and_without_a_worker_too() {
 
 #[test]
 fn the_primes_are_those_of_the_original_though_workers_are_killed() {
-    let mut program = programs::start(&programs::example("primes"), [""; 0]);
-    for _ in 0..2 {
-        programs::until("it has workers, or has ended", || {
-            let is_there = !programs::processes(&program, "PoolWorker").is_empty();
-            (is_there || program.try_wait().unwrap().is_some()).then_some(())
-        });
-        kill_one(&program, "PoolWorker");
-    }
-    let output = programs::finish(program, Duration::from_secs(30));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stdout = programs::with_kills(|| {
+        let mut program = programs::start(&programs::example("primes"), [""; 0]);
+        let mut kill = || {
+            programs::until("it has workers, or has ended", || {
+                let is_there = !programs::processes(&program, "PoolWorker").is_empty();
+                (is_there || program.try_wait().unwrap().is_some()).then_some(())
+            });
+            kill_one(&program, "PoolWorker")
+        };
+        let are_killed = kill() && kill();
+        let output = programs::finish(program, Duration::from_secs(30));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        are_killed.then(|| String::from_utf8(output.stdout).unwrap())
+    });
     assert!(results(&stdout).contains(&"999999999989 is a prime") && results(&stdout).contains(&"42 is no prime"));
     if let Some(python) = original("primes", &[]) {
         assert_eq!(results(&stdout), results(&python));
@@ -232,15 +238,19 @@ fn the_primes_are_those_of_the_original_though_workers_are_killed() {
 fn the_log_has_each_record_of_each_process_though_the_listener_is_killed() {
     let path = |name: &str| format!("{}/{}-{name}.log", env!("CARGO_TARGET_TMPDIR"), std::process::id());
     let (own, pythons) = (path("listener"), path("listener-of-python"));
-    let program = programs::start(&programs::example("log_listener"), [&own]);
-    for count in [5, 30] {
-        let has_lines = || std::fs::read_to_string(&own).ok().filter(|log| log.lines().count() >= count);
-        programs::until("the log grows", has_lines);
-        kill_one(&program, "listener");
-    }
-    let output = programs::finish(program, Duration::from_secs(30));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let log = std::fs::read_to_string(&own).unwrap();
+    let log = programs::with_kills(|| {
+        let _ = std::fs::remove_file(&own);
+        let program = programs::start(&programs::example("log_listener"), [&own]);
+        let kill = |count| {
+            let has_lines = || std::fs::read_to_string(&own).ok().filter(|log| log.lines().count() >= count);
+            programs::until("the log grows", has_lines);
+            kill_one(&program, "listener")
+        };
+        let are_killed = kill(5) && kill(30);
+        let output = programs::finish(program, Duration::from_secs(30));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        are_killed.then(|| std::fs::read_to_string(&own).unwrap())
+    });
     let mut lines = results(&log);
     // A record that was written and not committed is written again: one for each time that the listener was killed.
     assert!((80..=82).contains(&lines.len()), "{} lines", lines.len());

@@ -52,6 +52,12 @@ pub fn processes(program: &Child, name: &str) -> Vec<Pid> {
     pids.filter(|pid| *pid != Pid::from_child(program)).filter(is_one).collect()
 }
 
+/// What `run` returns, which runs a program and kills parts of it; `None` if the program was over before all of them were killed, as it may be on
+/// a busy machine. Then it is run again.
+pub fn with_kills<T>(mut run: impl FnMut() -> Option<T>) -> T {
+    (0..10).find_map(|_| run()).expect("a part of it is killed in time, in one of ten runs")
+}
+
 /// What `get` returns as soon as it returns something.
 pub fn until<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();

@@ -39,12 +39,14 @@ fn by_rayon(path: &Path) -> String {
 
 fn generate(mib: u64, path: &Path, kills: usize) {
     let program = Program::start("log_aggregator", ["generate", &mib.to_string(), path.to_str().unwrap()]);
+    let mut killed = 0;
     for n in 0..kills {
         let len = (n as u64 + 1) << 20;
         until("it writes", || std::fs::metadata(path).ok().filter(|file| file.len() > len));
-        program.kill_a_worker(n);
+        killed += usize::from(program.kill_a_worker(n));
     }
     program.finish();
+    assert!(killed > 0 || kills == 0);
 }
 
 /// Its output, and the most memory that any of its processes had, in KiB.
@@ -58,9 +60,8 @@ fn aggregate(path: &Path, kills: usize) -> (String, u64) {
         let own = Pid::from_child(program.child());
         let all = processes(program.child(), "").into_iter().chain([own]);
         peak = all.filter_map(|pid| status(pid, "VmHWM")).fold(peak, u64::max);
-        if killed < kills && !program.workers().is_empty() {
-            program.kill_a_worker(killed);
-            killed += 1;
+        if killed < kills {
+            killed += usize::from(program.kill_a_worker(killed));
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }

@@ -42,13 +42,10 @@ impl Program {
         processes(self.0.as_ref().unwrap(), "PoolWorker")
     }
 
-    /// Kills one of its workers, a different one each time.
-    fn kill_a_worker(&self, nth: usize) {
+    /// Kills one of its workers, a different one each time. False if there is none, or it has just ended by itself.
+    fn kill_a_worker(&self, nth: usize) -> bool {
         let workers = self.workers();
-        if let Some(worker) = workers.get(nth % workers.len().max(1)) {
-            // It may have ended by itself.
-            _ = kill_process(*worker, Signal::KILL);
-        }
+        workers.get(nth % workers.len().max(1)).is_some_and(|worker| kill_process(*worker, Signal::KILL).is_ok())
     }
 
     /// Waits for its end, which is a good one, and returns its output.

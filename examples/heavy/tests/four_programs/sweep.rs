@@ -1,5 +1,5 @@
 use super::{Program, temporary};
-use crate::programs::until;
+use crate::programs::{until, with_kills};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 fn proportional_memory(pid: Pid) -> u64 {
@@ -11,22 +11,25 @@ fn proportional_memory(pid: Pid) -> u64 {
 #[test]
 fn eight_workers_share_a_model_of_200_mb_and_the_curve_is_whole_though_one_is_killed() {
     let path = temporary("sweep.svg");
-    let mut program = Program::start("sweep", [path.to_str().unwrap()]);
-    // They hold still while they are measured.
-    let group = Pid::from_child(program.child());
-    let all = until("it has eight workers, or has ended", || {
-        let is_over = program.child().try_wait().unwrap().is_some();
-        (is_over || program.workers().len() == 8).then_some(!is_over)
+    let output = with_kills(|| {
+        let mut program = Program::start("sweep", [path.to_str().unwrap()]);
+        let group = Pid::from_child(program.child());
+        let all = until("it has eight workers, or has ended", || {
+            let is_over = program.child().try_wait().unwrap().is_some();
+            (is_over || program.workers().len() == 8).then_some(!is_over)
+        });
+        // They hold still while they are measured.
+        let is_killed = all && kill_process_group(group, Signal::STOP).is_ok() && {
+            let memory: Vec<_> = program.workers().into_iter().map(proportional_memory).collect();
+            let is_killed = program.kill_a_worker(3);
+            kill_process_group(group, Signal::CONT).unwrap();
+            // All have the model, and none for itself.
+            assert!(memory.iter().all(|kib| (10 << 10..40 << 10).contains(kib)), "{memory:?} KiB");
+            is_killed
+        };
+        let output = program.finish();
+        is_killed.then_some(output)
     });
-    if all && kill_process_group(group, Signal::STOP).is_ok() {
-        let memory: Vec<_> = program.workers().into_iter().map(proportional_memory).collect();
-        program.kill_a_worker(3);
-        kill_process_group(group, Signal::CONT).unwrap();
-        // All have the model, and none for itself.
-        assert!(memory.iter().all(|kib| (10 << 10..40 << 10).contains(kib)), "{memory:?} KiB");
-    }
-
-    let output = program.finish();
     let lines: Vec<_> = output.lines().collect();
     let best = lines[0].strip_prefix("41 points, the best at ").and_then(|rest| rest.split_once(' ')?.0.parse().ok());
     // Three of four words follow as the table has it; the others, by their frequency.
