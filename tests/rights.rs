@@ -52,6 +52,10 @@ const SCENARIOS: &[Scenario] = scenarios! {
     three_hundred_starts_at_once_need_no_more_than_a_usual_limit
     a_spawn_waits_while_too_many_descriptors_are_on_their_way
     at_a_low_limit_a_program_has_children_or_an_error_that_names_the_need
+    a_pool_of_sixty_workers_needs_no_more_than_a_usual_limit
+    a_pool_starts_when_fewer_descriptors_are_on_their_way
+    a_pool_beyond_the_limit_works_with_the_workers_that_there_can_be
+    a_pool_without_descriptors_for_a_worker_names_the_limit_and_the_need
     where_close_range_is_refused_a_child_has_the_same_descriptors
     a_refused_system_call_that_is_needed_is_an_error_that_names_it
 };
@@ -1179,6 +1183,73 @@ fn a_spawn_waits_while_too_many_descriptors_are_on_their_way() {
         assert_eq!(error.kind(), ErrorKind::Spawn);
         assert!(error.to_string().contains("RLIMIT_NOFILE, here 1024"), "{error}");
     });
+}
+
+/// How many descriptors a worker takes in the process of its pool, as the guide has it.
+const OF_A_WORKER: usize = 7;
+
+fn a_pool_of_sixty_workers_needs_no_more_than_a_usual_limit() {
+    if !is_root() {
+        return;
+    }
+    limit_descriptors(1024);
+    become_nobody(); // Root may have any number on their way.
+    block_on(alone::within(async {
+        let first = Pool::new(1).unwrap();
+        first.apply(plus_one, (1,)).await.unwrap();
+        let before = open_descriptors();
+        let pool = Pool::new(60).unwrap();
+        assert!(pool.map(plus_one, 0..2000).chunksize(1).await.unwrap().into_iter().eq(1..=2000));
+        until("all workers are there", || pool.stats().workers.len() == 60).await;
+        until("each has its descriptors", || (open_descriptors() - before) / 60 == OF_A_WORKER).await;
+    }));
+}
+
+fn a_pool_starts_when_fewer_descriptors_are_on_their_way() {
+    if !is_root() {
+        return;
+    }
+    limit_descriptors(1024);
+    become_nobody();
+    block_on(alone::within(async {
+        assert_eq!(Process::spawn(plus_one, (1,)).unwrap().await.unwrap(), 2);
+        let held = fill_the_way();
+        let main = rustix::thread::gettid();
+        let lets_go = std::thread::spawn(move || {
+            alone::until("the start of a worker waits", || alone::thread_is_asleep(main));
+            drop(held);
+        });
+        let pool = Pool::new(3).unwrap();
+        assert!(pool.map(plus_one, 0..300).await.unwrap().into_iter().eq(1..=300));
+        lets_go.join().unwrap();
+    }));
+}
+
+fn a_pool_beyond_the_limit_works_with_the_workers_that_there_can_be() {
+    block_on(alone::within(async {
+        assert_eq!(Process::spawn(plus_one, (1,)).unwrap().await.unwrap(), 2);
+        limit_descriptors((open_descriptors() + 10 * OF_A_WORKER) as u64);
+        let pool = Pool::new(40).unwrap();
+        for _ in 0..10 {
+            assert!(pool.map(plus_one, 0..500).chunksize(1).await.unwrap().into_iter().eq(1..=500));
+        }
+        let workers = pool.stats().workers.len();
+        assert!((1..=10).contains(&workers), "{workers}");
+        assert_eq!(pool.broken(), None);
+    }));
+}
+
+fn a_pool_without_descriptors_for_a_worker_names_the_limit_and_the_need() {
+    block_on(alone::within(async {
+        assert_eq!(Process::spawn(plus_one, (1,)).unwrap().await.unwrap(), 2);
+        let pool = Pool::builder().workers(2).build().unwrap();
+        let limit = open_descriptors() + 2;
+        limit_descriptors(limit as u64);
+        let error = pool.apply(plus_one, (1,)).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("{limit} (RLIMIT_NOFILE)")), "{error}");
+        assert!(error.contains(&format!("each worker of a pool takes {OF_A_WORKER}")), "{error}");
+        assert!(error.ends_with("[too-many-descriptors]") || error.ends_with("[pool-broken]"), "{error}");
+    }));
 }
 
 fn at_a_low_limit_a_program_has_children_or_an_error_that_names_the_need() {

@@ -8,8 +8,8 @@ use super::protocol::{Conditions, Contract};
 use super::scheduler::{Circumstances, Spawn, worker_name};
 use super::worker;
 use crate::channel::{self, lane};
-use crate::error::{Error, Result};
-use crate::os::{background, fork, memory, timer};
+use crate::error::{Error, Result, Topic};
+use crate::os::{background, fork, memory, socket, timer};
 use crate::process::{self, Cause, Process, Stdio, entry};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -75,7 +75,7 @@ async fn run(shared: &Arc<Shared>) {
         for spawn in if may_spawn { std::mem::take(&mut spawns) } else { Vec::new() } {
             match start(shared, &spawn) {
                 Ok(process) => exits.push(end_of(spawn, process, shared.config.stderr_lines)),
-                Err(error) => shared.spawn_failed(&spawn, &error),
+                Err(error) => shared.spawn_failed(&spawn, &with_need(error)),
             }
         }
         if step.is_over && exits.is_empty() && spawns.is_empty() {
@@ -177,6 +177,22 @@ impl Tail {
         let last = all.get(all.len().saturating_sub(lines)..)?.join("\n");
         Some(last).filter(|last| !last.is_empty())
     }
+}
+
+/// How many descriptors a worker takes in this process.
+const DESCRIPTORS_OF_A_WORKER: usize = 7;
+
+/// Adds to the error of a start how many descriptors there may be and how many are needed, if there are too few.
+fn with_need(error: Error) -> Error {
+    if error.topic() != Some(Topic::TooManyDescriptors) {
+        return error;
+    }
+    let (why, limit) = (error.text(), socket::descriptor_limit());
+    let text = format!(
+        "{why}; each worker of a pool takes {DESCRIPTORS_OF_A_WORKER} descriptors of its process, which may have {limit} \
+         (RLIMIT_NOFILE)"
+    );
+    Error::new(error.kind(), text).explained_by(Topic::TooManyDescriptors).with_source(error)
 }
 
 fn start(shared: &Shared, spawn: &Spawn) -> Result<Process<Result<()>>> {
