@@ -9,10 +9,10 @@
 use multiprocess::connection::{Listener, connect};
 use multiprocess::{self as mp, Lock, Manager, Pool, Process, Queue, SharedMemory, Stdio};
 use rustix::io::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::IntoFuture;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -23,42 +23,6 @@ mp::test_support!();
 
 /// In which every use must have ended, one way or another.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Of what no use makes another kind of call is known.
-const CALLS: [&str; 33] = [
-    "posix_spawn",
-    "memfd_create",
-    "fallocate",
-    "pwrite",
-    "pread",
-    "fcntl",
-    "fstat",
-    "mmap",
-    "socketpair",
-    "socket",
-    "bind",
-    "listen",
-    "sendmsg",
-    "recvmsg",
-    "recv",
-    "poll",
-    "eventfd",
-    "read",
-    "write",
-    "epoll_create",
-    "epoll_ctl",
-    "epoll_wait",
-    "pidfd_open",
-    "pidfd_send_signal",
-    "open",
-    "fchmod",
-    "linkat",
-    "unlink",
-    "getrandom",
-    "fork",
-    "dup",
-    "pipe",
-    "clone",
-];
 const ERRNOS: [Errno; 5] = [Errno::NOMEM, Errno::MFILE, Errno::AGAIN, Errno::NOBUFS, Errno::INTR];
 
 /// What refuses: see `os::refuse`.
@@ -91,6 +55,34 @@ impl Control {
     fn refused(&self) -> u64 {
         self.read(1)
     }
+
+    /// How often `this` makes each kind of call, whichever process does.
+    fn counts(&self, this: fn() -> mp::Result<()>) -> BTreeMap<u64, u32> {
+        const MADE: std::ops::Range<u64> = 2..258;
+        MADE.for_each(|at| self.write(at, 0));
+        in_time(this).expect("in time").unwrap();
+        let made = MADE.map(|at| self.read(at)).filter(|word| *word != 0);
+        made.map(|word| (word >> 40, word as u32)).collect()
+    }
+}
+
+/// Each kind of call that the source asks for.
+fn calls() -> BTreeSet<String> {
+    fn add(directory: &Path, all: &mut BTreeSet<String>) {
+        for path in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                add(&path, all);
+            } else {
+                let text = std::fs::read_to_string(path).unwrap();
+                let asked = text.split("refuse::at").skip(1).filter_map(|rest| rest.split_once("(\""));
+                let asked = asked.filter(|(way, _)| ["", "_waiting"].contains(way));
+                all.extend(asked.filter_map(|(_, rest)| rest.split('"').next()).map(String::from));
+            }
+        }
+    }
+    let mut all = BTreeSet::new();
+    add(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
+    all
 }
 
 /// How `os::refuse` knows a call.
@@ -361,13 +353,49 @@ fn first_uses_in_this_process() {
     }
 }
 
+/// All that a builder sets in a child and in a worker.
+async fn attributes() -> mp::Result<()> {
+    let cpus = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpu = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| cpus.is_set(*cpu)).unwrap();
+    let nice = rustix::process::getpriority_process(None).unwrap();
+    let builder = Process::builder().nice(nice).cpus([cpu]).descriptor_limit(300).memory_limit(64 << 30);
+    let child = builder.own_group(true).current_dir("/").spawn(|n: u32| n + 1, (1,))?;
+    assert_eq!(child.await?, 2);
+    let pool =
+        Pool::builder().workers(1).nice(nice).cpus([cpu]).descriptor_limit(300).memory_limit(64 << 30).build()?;
+    assert_eq!(pool.apply(|n: u32| n + 1, (1,)).await?, 2);
+    pool.shutdown(Duration::from_secs(2)).await;
+    Ok(())
+}
+
+/// Waits on a clock that stands, by timers of the kernel.
+fn timers() -> mp::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
+    runtime.block_on(async {
+        let lock = Lock::new()?;
+        let _held = lock.try_acquire()?;
+        let late = lock.acquire_timeout(Duration::from_millis(2)).await.map(drop).unwrap_err();
+        if late.kind() == mp::ErrorKind::Timeout { Ok(()) } else { Err(late.into()) }
+    })
+}
+
+/// Takes the place of a socket file whose listener is gone.
+async fn stale_files() -> mp::Result<()> {
+    let path = std::env::temp_dir().join(format!("multiprocess-stale-{}", alone::unique()));
+    let _ = std::fs::remove_file(&path);
+    drop(std::os::unix::net::UnixListener::bind(&path)?);
+    let listener = Listener::bind(path.to_str().unwrap()).authkey(b"key").await?;
+    drop(listener);
+    Ok(())
+}
+
 type Use = (&'static str, fn() -> mp::Result<()>);
 
 fn run(future: impl Future<Output = mp::Result<()>>) -> mp::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
-const USES: [Use; 14] = [
+const USES: [Use; 17] = [
     ("spawns", || run(spawns())),
     ("queues", || run(queues())),
     ("handles", || run(handles())),
@@ -381,6 +409,9 @@ const USES: [Use; 14] = [
     ("streams", || run(streams())),
     ("leases", || run(leases())),
     ("tasks", || run(tasks())),
+    ("attributes", || run(attributes())),
+    ("timers", timers),
+    ("stale files", || run(stale_files())),
     ("begins", begins),
 ];
 
@@ -412,7 +443,7 @@ fn is_chosen(case: &str) -> bool {
         // FNV-1a.
         Err(_) => {
             let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            case.bytes().fold(0xcbf2_9ce4_8422_2325, mix).is_multiple_of(19)
+            case.bytes().fold(0xcbf2_9ce4_8422_2325, mix).is_multiple_of(73)
         }
     }
 }
@@ -422,24 +453,22 @@ fn is_chosen(case: &str) -> bool {
 fn each_single_fault_in_this_process() {
     let path = PathBuf::from(std::env::var_os("MULTIPROCESS_REFUSE").expect("run by the other test"));
     let control = Control(std::fs::File::options().read(true).write(true).open(path).unwrap());
-    assert_eq!(CALLS.iter().map(|call| name(call)).collect::<BTreeSet<_>>().len(), CALLS.len());
+    let calls = calls();
+    let names: BTreeSet<_> = calls.iter().map(|call| name(call)).collect();
+    assert_eq!(names.len(), calls.len(), "each has a name of its own");
     let only = std::env::var("MULTIPROCESS_FAULTS_OF").ok();
-    let (mut cases, mut ran) = (0, 0);
-    // Each use runs once more for each kind of call, to be counted: by default for a third of them.
-    let is_counted = |at: usize| std::env::var_os("MULTIPROCESS_FAULTS").is_some() || at.is_multiple_of(3);
-    let chosen = |(_, (name, _)): &(usize, &Use)| only.as_deref().is_none_or(|only| only == *name);
-    for (at, (name, this)) in USES.iter().enumerate().filter(chosen) {
+    let (mut cases, mut ran, mut never) = (0, 0, calls.clone());
+    let chosen = |(name, _): &&Use| only.as_deref().is_none_or(|only| only == *name);
+    for (name_of_use, this) in USES.iter().filter(chosen) {
         in_time(*this).expect("in time").unwrap();
-        for (_, call) in CALLS.into_iter().enumerate().filter(|(number, _)| is_counted(at + number)) {
-            const MANY: u32 = 1 << 30;
-            control.arm(call, Errno::NOMEM, MANY);
-            in_time(*this).expect("in time").unwrap();
-            let count = MANY - control.left();
-            control.disarm();
+        let counts = control.counts(*this);
+        never.retain(|call| !counts.contains_key(&name(call)));
+        for call in &calls {
+            let count = counts.get(&name(call)).copied().unwrap_or_default();
             for (at, errno) in (1..=count.min(places())).flat_map(|at| ERRNOS.map(|errno| (at, errno))) {
                 cases += 1;
                 // Without the count, which is not the same in each run.
-                let case = format!("{name}: {call} number {at} fails with {}", name_of(errno));
+                let case = format!("{name_of_use}: {call} number {at} fails with {}", name_of(errno));
                 if !is_chosen(&case) {
                     continue;
                 }
@@ -459,8 +488,9 @@ fn each_single_fault_in_this_process() {
             }
         }
     }
-    println!("{ran} of {cases} cases, {} calls refused", control.refused());
+    println!("{ran} of {cases} cases of {} kinds of calls, {} calls refused", calls.len(), control.refused());
     assert!(control.refused() > 0, "nothing was refused");
+    assert!(only.is_some() || never.is_empty(), "no use makes one of these: {never:?}");
 }
 
 /// A handle arrives, and the end of its lease is refused; nothing else is sent from here to the manager.

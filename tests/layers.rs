@@ -396,6 +396,107 @@ fn complaints_of_sides(imports: &HashMap<String, Vec<String>>) -> Vec<String> {
     found
 }
 
+/// What `os` calls that no test has fail: a reason, and names of calls, or of functions with calls (`file.rs:name`).
+const NOT_REFUSED: &[(&str, &str)] = &[
+    (
+        "no system call, or a part of one that asks",
+        "retry_on_intr page_size getenv getauxval sigemptyset sigaddset dl_iterate_phdr pthread_atfork fflush stderr sched_getcpu \
+         clock_gettime clock_getres posix_spawn_file_actions_init posix_spawn_file_actions_adddup2 posix_spawn_file_actions_destroy \
+         posix_spawnattr_init posix_spawnattr_setsigdefault posix_spawnattr_setflags posix_spawnattr_destroy",
+    ),
+    (
+        "reports something of this process or sets a field of it, and fails for wrong arguments only",
+        "getpid getppid getpgrp gettid getuid geteuid getgid getegid getresuid getresgid getgroups setfsuid setfsgid getrlimit \
+         getpriority_process sched_getaffinity umask no_new_privs set_no_new_privs set_name capabilities_secure_bits \
+         capability_is_in_bounding_set secure_computing_mode dumpable_behavior child_subreaper set_parent_process_death_signal \
+         parent_process_death_signal prctl sigaction sigprocmask signal raise munmap close _exit",
+    ),
+    (
+        "fails only for what is no child, process, descriptor or socket, or not the right one",
+        "waitid waitpid kill_process ioctl shutdown getsockopt socket_domain socket_type set_socket_timeout set_socket_passcred \
+         set_socket_keepalive set_tcp_keepidle set_tcp_keepintvl set_tcp_keepcnt",
+    ),
+    (
+        "made only where an exec may give rights (tests/rights.rs); a failure counts as rights, or ends the process",
+        "getxattr_query remove_capability_from_bounding_set configure_capability_in_ambient_set set_capabilities",
+    ),
+    ("whether a number is open, for any number", "spawn.rs:is_inheritable spawn.rs:look_at"),
+    ("in a handler, which reads no variables", "signal.rs:on_abort fork.rs:in_forked_process"),
+    ("what asks itself", "refuse.rs:control"),
+];
+
+/// The functions of a file of `os` that call the kernel more often than they ask `refuse`, with these calls.
+fn unasked(file: &str, text: &str) -> Vec<String> {
+    let tokens = tokens(without_tests(text));
+    let is_lower = |name: &str| name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    let of_kernel = |name: &str| ["rustix", "nix", "libc"].contains(&name);
+    let uses = tokens.split(|token| *token == ";").filter_map(|item| {
+        let at = item.iter().rposition(|token| *token == "use")?;
+        item.get(at + 1).is_some_and(|root| of_kernel(root)).then(|| paths(&item[at + 1..]))
+    });
+    // `epoll`, `getrlimit`; and `thread` of `rustix::thread::{self, ..}`.
+    let imported: Vec<&str> = uses
+        .flatten()
+        .filter_map(|path| path.iter().rev().find(|name| **name != "self").copied())
+        .filter(|name| is_lower(name))
+        .collect();
+    let not_refused = |entry: &str| NOT_REFUSED.iter().any(|(_, names)| names.split(' ').any(|name| name == entry));
+    let (mut found, mut function, mut calls, mut asks) = (Vec::new(), "", Vec::new(), 0);
+    for at in 0..=tokens.len() {
+        if at == tokens.len() || tokens[at] == "fn" {
+            if calls.len() > asks && !not_refused(&format!("{file}:{function}")) {
+                found.push(format!("{file}: {function} makes {calls:?}, and asks {asks} times"));
+            }
+            (function, calls, asks) = (tokens.get(at + 1).copied().unwrap_or_default(), Vec::new(), 0);
+            continue;
+        }
+        // A call by a path: from its last name back to its root.
+        let (name, mut root, mut owner) = (tokens[at], at, "");
+        while root > 2 && tokens[root - 1] == ":" && tokens[root - 2] == ":" {
+            root -= 3;
+            owner = if owner.is_empty() { tokens[root] } else { owner };
+        }
+        let is_call = tokens.get(at + 1) == Some(&"(") && is_lower(name) && (root == 0 || tokens[root - 1] != ".");
+        let is_path = root < at && is_lower(owner) && (of_kernel(tokens[root]) || imported.contains(&tokens[root]));
+        if is_call && owner == "refuse" {
+            asks += 1;
+        } else if is_call && !not_refused(name) && (is_path || root == at && imported.contains(&name)) {
+            calls.push(name);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_system_call_of_os_that_can_fail_can_be_refused() {
+    let os = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/os");
+    let found: Vec<String> = files_below(&os)
+        .into_iter()
+        .flat_map(|path| {
+            let file = path.strip_prefix(&os).unwrap().to_str().unwrap().to_string();
+            unasked(&file, &fs::read_to_string(path).unwrap())
+        })
+        .collect();
+    assert!(found.is_empty(), "call `refuse::at` before each, or say in NOT_REFUSED why not:\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_check_of_refused_calls_can_fail() {
+    let count = |text| unasked("new.rs", text).len();
+    assert_eq!(count("fn f() { rustix::fs::open(path) }"), 1);
+    assert_eq!(count("fn f() { refuse::at(\"open\")?; rustix::fs::open(path) }"), 0);
+    assert_eq!(count("fn f() { refuse::at(\"open\")?; rustix::fs::open(path); rustix::fs::open(other) }"), 1);
+    assert_eq!(
+        count("fn f() { refuse::at(\"open\")?; } fn g() { super::refuse::at(\"x\") } fn h() { libc::open(path) }"),
+        1
+    );
+    assert_eq!(count("use rustix::mm::{MapFlags, mmap_anonymous};\nfn f() { mmap_anonymous(len) }"), 1);
+    assert_eq!(count("use rustix::event::{Timespec, epoll};\nfn f() { epoll::wait(fd) }"), 1);
+    assert_eq!(count("use rustix::thread::{self, CapabilitySet};\nfn f() { thread::something_new(fd) }"), 1);
+    assert_eq!(count("fn f() { rustix::process::Pid::from_raw(1); std::thread::sleep(time); socket.connect(); }"), 0);
+    assert_eq!(count("fn f() { rustix::process::getpid(); }\n#[cfg(test)]\nmod tests { fn f() { libc::fork(); } }"), 0);
+}
+
 #[test]
 fn neither_side_of_the_manager_uses_the_other() {
     let layer = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manager");

@@ -2,9 +2,10 @@
 //! ([umask(2)](https://man7.org/linux/man-pages/man2/umask.2.html)), the nice value, the CPUs and the limits
 //! ([setrlimit(2)](https://man7.org/linux/man-pages/man2/setrlimit.2.html)).
 
+use super::{refuse, rlimit};
 use crate::error::Explained;
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getpid, getpriority_process, getrlimit, setpriority_process, setrlimit};
+use rustix::process::{Resource, Rlimit, getpid, getpriority_process, getrlimit, setpriority_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -40,17 +41,28 @@ pub(crate) const MAX_CPU: usize = CpuSet::MAX_CPU;
 pub(crate) fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
+    let _ = rlimit::set(Resource::Nofile, limit);
 }
 
 /// Gives this process this nice value.
 pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
-    Ok(setpriority_process(None, nice)?)
+    Ok(set_priority(nice)?)
+}
+
+fn set_priority(nice: i32) -> rustix::io::Result<()> {
+    refuse::at("setpriority")?;
+    setpriority_process(None, nice)
 }
 
 /// Ties this thread to one CPU, of a number less than [`MAX_CPU`].
 pub(crate) fn tie_to(cpu: usize) -> io::Result<()> {
-    Ok(sched_setaffinity(None, &set(&[cpu]))?)
+    Ok(set_affinity(&set(&[cpu]))?)
+}
+
+/// Has this thread run on these CPUs only.
+pub(super) fn set_affinity(cpus: &CpuSet) -> rustix::io::Result<()> {
+    refuse::at("sched_setaffinity")?;
+    sched_setaffinity(None, cpus)
 }
 
 /// Limits a resource of this process, as far as its hard limit permits. That of the address space gets a higher hard limit, for
@@ -59,7 +71,7 @@ pub(crate) fn limit(resource: Resource, limit: u64) -> io::Result<()> {
     let least = |limit| getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
     let spare = if resource == Resource::As { super::memory::spare() } else { 0 };
     let limits = Rlimit { current: Some(least(limit)), maximum: Some(least(limit.saturating_add(spare))) };
-    Ok(setrlimit(resource, limits)?)
+    Ok(rlimit::set(resource, limits)?)
 }
 
 /// The place of a resource in [`RESOURCES`], then the soft and the hard limit.
@@ -151,8 +163,8 @@ impl Attributes {
         if let Some(umask) = self.umask {
             rustix::process::umask(Mode::from_raw_mode(umask));
         }
-        let nice = self.nice.map(|nice| setpriority_process(None, nice).map_err(failed("nice value")));
-        let cpus = self.cpus.as_deref().map(|cpus| sched_setaffinity(None, &set(cpus)).map_err(failed("CPUs")));
+        let nice = self.nice.map(|nice| set_priority(nice).map_err(failed("nice value")));
+        let cpus = self.cpus.as_deref().map(|cpus| set_affinity(&set(cpus)).map_err(failed("CPUs")));
         let limits = self.limits.iter().filter_map(move |(at, soft, hard)| {
             let resource = *RESOURCES.get(*at)?;
             Some(set_limit(resource, *soft, *hard).map_err(failed(NAMES.get(*at)?)))
@@ -186,9 +198,9 @@ fn set_limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> rustix
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
-    setrlimit(resource, Rlimit { current: soft, maximum: hard }).or_else(|_| {
+    rlimit::set(resource, Rlimit { current: soft, maximum: hard }).or_else(|_| {
         let now = getrlimit(resource).maximum;
-        setrlimit(resource, Rlimit { current: least(soft, now), maximum: least(hard, now) })
+        rlimit::set(resource, Rlimit { current: least(soft, now), maximum: least(hard, now) })
     })
 }
 

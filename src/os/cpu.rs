@@ -1,7 +1,9 @@
 //! Which CPU a thread is on: [getcpu(2)](https://man7.org/linux/man-pages/man2/getcpu.2.html) and
 //! [sched_setaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html).
 
-use rustix::thread::{sched_getaffinity, sched_setaffinity};
+use super::attributes::set_affinity;
+use super::poll::again;
+use rustix::thread::sched_getaffinity;
 
 /// The CPU that this thread is on: no system call. Not by rustix, for the reason that `os::clock` has.
 pub(crate) fn current() -> usize {
@@ -14,9 +16,9 @@ pub(crate) fn leave() {
     let Ok(allowed) = sched_getaffinity(None) else { return };
     let mut others = allowed;
     others.unset(current());
-    if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+    if others.count() > 0 && set_affinity(&others).is_ok() {
         // It was in force a moment ago. If the machine has taken CPUs away since, it has seen to the threads as well.
-        let _ = sched_setaffinity(None, &allowed);
+        let _ = again(|| set_affinity(&allowed));
     }
 }
 
@@ -34,7 +36,7 @@ mod tests {
         let mut only = before;
         only.clear();
         only.set(here);
-        sched_setaffinity(None, &only).unwrap();
+        set_affinity(&only).unwrap();
         leave();
         assert_eq!((sched_getaffinity(None).unwrap(), current()), (only, here));
     }

@@ -2,6 +2,7 @@
 //! [capabilities(7)](https://man7.org/linux/man-pages/man7/capabilities.7.html),
 //! [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html): the rights of the calling thread, and its namespaces.
 
+use super::refuse;
 use crate::error::{Explained, Topic};
 use nix::unistd::{getresgid, getresuid};
 use rustix::fs::{Mode, OFlags};
@@ -54,7 +55,10 @@ struct Files {
 
 impl Files {
     fn open() -> Option<Self> {
-        let open = |path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+        let open = |path, flags| {
+            refuse::at("open")?;
+            rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+        };
         Some(Self {
             thread: thread::gettid(),
             status: open("/proc/thread-self/status", OFlags::RDONLY).ok()?,
@@ -76,7 +80,7 @@ impl Kept {
                 Some(files) => files,
                 none => none.insert(Files::open()?),
             };
-            match rustix::io::pread(&files.status, &mut room[..], 0) {
+            match refuse::at("pread").and_then(|()| rustix::io::pread(&files.status, &mut room[..], 0)) {
                 Ok(len) if (1..STATUS).contains(&len) => return std::str::from_utf8(&room[..len]).ok(),
                 Ok(STATUS..) => return None,
                 _ => self.0 = None,
@@ -89,7 +93,8 @@ impl Kept {
     fn namespace(&self, name: &str) -> u64 {
         let directory = self.0.as_ref().and_then(|files| files.namespaces.as_ref());
         let mut room = [std::mem::MaybeUninit::uninit(); 64];
-        let link = directory.and_then(|directory| rustix::fs::readlinkat_raw(directory, name, &mut room).ok());
+        let link = refuse::at("readlink").ok().and(directory);
+        let link = link.and_then(|directory| rustix::fs::readlinkat_raw(directory, name, &mut room).ok());
         match link.and_then(|(link, _)| number(link)) {
             Some(number) => number,
             None => namespace(name),
@@ -360,6 +365,7 @@ fn filters() -> u32 {
 
 fn root() -> io::Result<[u64; 3]> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    refuse::at("stat")?;
     let found = statx(CWD, "/", AtFlags::empty(), StatxFlags::INO | StatxFlags::MNT_ID)?;
     let device = u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor);
     Ok([found.stx_mnt_id, device, found.stx_ino])
@@ -368,7 +374,8 @@ fn root() -> io::Result<[u64; 3]> {
 /// The number of a namespace; 0 where it cannot be read.
 fn namespace(name: &str) -> u64 {
     let path = format!("/proc/thread-self/ns/{name}");
-    rustix::fs::readlink(path, Vec::with_capacity(40)).ok().and_then(|link| number(link.as_bytes())).unwrap_or(0)
+    let link = refuse::at("readlink").and_then(|()| rustix::fs::readlink(path, Vec::with_capacity(40)));
+    link.ok().and_then(|link| number(link.as_bytes())).unwrap_or(0)
 }
 
 /// That of `net:[4026531833]`.
@@ -439,6 +446,26 @@ mod tests {
         });
         assert_eq!(theirs.0.0, theirs.1);
         assert_eq!(mine, Credentials::look(&mut kept).unwrap());
+    }
+
+    /// What each spawn does to compare the rights of its thread with those of the fork server, for `docs/guide/costs.md`.
+    #[test]
+    #[ignore = "it measures, and needs a quiet machine and `--release`"]
+    fn cost_of_comparing_rights() {
+        let (mut kept, other) = (Kept::default(), std::os::unix::process::parent_id());
+        let server = Credentials::look(&mut kept).unwrap().0;
+        let mut times: Vec<_> = (0..20_000)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                let is_equal = Credentials::look(&mut kept).unwrap().0 == server;
+                let seen = std::hint::black_box(crate::os::rights::may_look_at(other));
+                let took = start.elapsed();
+                assert!(is_equal && seen.is_some());
+                took
+            })
+            .collect();
+        times.sort_unstable();
+        println!("median {:?}, p99 {:?}", times[10_000], times[19_800]);
     }
 
     #[test]

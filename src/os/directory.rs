@@ -2,7 +2,7 @@
 //! others by their path.
 
 use super::{refuse, spawn};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,11 +15,16 @@ const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXE
 
 /// Which directory this process is in, also where it may not search it.
 pub(crate) fn identity() -> io::Result<Identity> {
-    let stat = match rustix::fs::stat(".") {
-        Err(Errno::ACCESS) => rustix::fs::stat("/proc/self/cwd")?,
+    let stat = match stat(".") {
+        Err(Errno::ACCESS) => stat("/proc/self/cwd")?,
         stat => stat?,
     };
     Ok((stat.st_dev, stat.st_ino))
+}
+
+fn stat(path: &str) -> rustix::io::Result<Stat> {
+    refuse::at("stat")?;
+    rustix::fs::stat(path)
 }
 
 /// The working directory, which may have been removed; `None` if this process may not search it and so could not enter it
@@ -35,10 +40,12 @@ pub(crate) fn open_current() -> io::Result<Option<OwnedFd>> {
 
 /// The directory at `path`.
 pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
+    refuse::at("open")?;
     Ok(rustix::fs::open(path, FLAGS, Mode::empty())?)
 }
 
 /// Makes `directory` the working directory of this process.
 pub(crate) fn enter(directory: impl AsFd) -> io::Result<()> {
+    refuse::at("fchdir")?;
     Ok(rustix::process::fchdir(directory)?)
 }

@@ -11,7 +11,7 @@
 //! has none. It is a signal that by default does nothing. Both are removed when the role is taken.
 
 use super::call::of_new_process;
-use super::{background, pidfd, pipe, rights, spawn};
+use super::{background, pidfd, pipe, refuse, rights, spawn};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use rustix::process::{parent_process_death_signal, set_parent_process_death_signal};
 use std::ffi::{CStr, CString, c_char};
@@ -283,7 +283,6 @@ fn start_with_the_rights_of_this_thread(
     actions.duplicate(role.as_raw_fd(), copy.as_raw_fd())?;
     actions.duplicate(nothing.as_raw_fd(), 0)?;
     nowhere.iter().try_for_each(|nowhere| actions.duplicate(nowhere.as_raw_fd(), 1))?;
-    super::refuse::at("posix_spawn")?;
     let pid = spawn_by_path(&path, &actions, arguments, variables)?;
     match see_end_of(pid, watch) {
         Ok((pidfd, is_pidfd)) => Ok(Process { pid, pidfd, is_pidfd }),
@@ -330,6 +329,7 @@ fn spawn_by_path(path: &CStr, actions: &Actions, arguments: &[CString], variable
     let variables = with_null(variables);
     let attributes = Attributes::new()?;
     let mut pid = 0;
+    refuse::at("posix_spawn")?;
     // SAFETY: path and strings end with a null byte and both lists with a null pointer, all of them outlive the call,
     // which changes none; actions and attributes are initialized.
     let failed = unsafe {
@@ -411,6 +411,7 @@ impl Drop for Attributes {
 fn duplicate_from(fd: BorrowedFd<'_>, from: RawFd) -> io::Result<OwnedFd> {
     use rustix::io::Errno;
     let at_limit = |error| if error == Errno::INVAL { Errno::MFILE } else { error };
+    refuse::at("dup")?;
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, from).map_err(at_limit)?)
 }
 
@@ -440,19 +441,21 @@ fn nowhere_to_write() -> io::Result<OwnedFd> {
 /// Replaces standard output and error of this process by `/dev/null`.
 pub(crate) fn write_to_nobody() -> io::Result<()> {
     let nobody = nowhere_to_write()?;
-    rustix::stdio::dup2_stdout(&nobody)?;
-    Ok(rustix::stdio::dup2_stderr(&nobody)?)
+    spawn::replace_stream(&nobody, rustix::stdio::dup2_stdout)?;
+    spawn::replace_stream(&nobody, rustix::stdio::dup2_stderr)
 }
 
 /// The file at `path`, to be executed or executed from.
 pub(crate) fn open(path: &std::path::Path) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
+    refuse::at("open")?;
     spawn::above_standard(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// `/dev/null`, in place of a standard stream.
 pub(crate) fn null_device() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
+    refuse::at("open")?;
     spawn::above_standard(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 

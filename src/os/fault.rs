@@ -78,7 +78,7 @@ impl Fault {
     }
 
     fn from_variable(variable: &str, signal: rustix::process::Signal) -> Option<Self> {
-        let value = std::env::var(variable).ok().filter(|_| !super::rights::is_secure())?;
+        let value = std::env::var(variable).ok().filter(|_| !super::secure::is_secure())?;
         let (name, left) = match value.split_once(':') {
             Some((name, left)) => (name.to_owned(), left.parse().ok()?),
             None => (value, 1),

@@ -1,6 +1,6 @@
 //! Listening [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html) sockets with a path.
 
-use super::owner;
+use super::{owner, refuse};
 use crate::error::{Explained, Topic};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -31,17 +31,29 @@ pub(crate) fn at_path(path: &Path) -> io::Result<(UnixListener, Made)> {
     }
     // Two listeners that find the same stale file must not remove each other's new one, so the directory is held meanwhile.
     let _directory = lock_parent(path)?;
-    let stat = rustix::fs::lstat(path)?;
+    let stat = lstat(path)?;
     if owner::check(&stat, None).is_err() || !is_stale(path, &stat)? {
         return Err(owner::taken(io::ErrorKind::AddrInUse, &stat));
     }
-    rustix::fs::unlink(path)?;
+    unlink(path)?;
     Ok(bind(path)?)
+}
+
+fn lstat(path: &Path) -> rustix::io::Result<Stat> {
+    refuse::at("stat")?;
+    rustix::fs::lstat(path)
+}
+
+fn unlink(path: &Path) -> rustix::io::Result<()> {
+    refuse::at("unlink")?;
+    rustix::fs::unlink(path)
 }
 
 /// The socket file at `path`, which must not be a link, and must belong to this user or to the permitted one.
 pub(crate) fn file_at(path: &Path, permitted: Option<u32>) -> io::Result<OwnedFd> {
+    refuse::at("open")?;
     let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    refuse::at("fstat")?;
     let stat = rustix::fs::fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
         let why = "it is a symbolic link, which is not followed: anybody may have put it there";
@@ -60,7 +72,7 @@ pub(crate) fn remove(path: &Path, made: Made) {
     // A directory that this user may not open cannot be held by a listener of this user's, either.
     let is_held_elsewhere = held.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
     if !is_held_elsewhere && found(path).is_ok_and(|there| there == made) {
-        let _ = rustix::fs::unlink(path);
+        let _ = unlink(path);
     }
 }
 
@@ -68,27 +80,28 @@ fn bind(path: &Path) -> rustix::io::Result<(UnixListener, Made)> {
     let address = SocketAddrUnix::new(path)?;
     let socket = socket(SocketType::STREAM)?;
     // Before there is a file: on Linux the file takes the mode of its socket, so at no time others can connect.
+    refuse::at("fchmod")?;
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    super::refuse::at("bind")?;
+    refuse::at("bind")?;
     rustix::net::bind(&socket, &address)?;
     let listening =
-        super::refuse::at("listen").and_then(|()| rustix::net::listen(&socket, BACKLOG)).and_then(|()| found(path));
+        refuse::at("listen").and_then(|()| rustix::net::listen(&socket, BACKLOG)).and_then(|()| found(path));
     match listening {
         Ok(made) => Ok((socket.into(), made)),
         Err(error) => {
-            let _ = rustix::fs::unlink(path);
+            let _ = unlink(path);
             Err(error)
         }
     }
 }
 
 fn socket(kind: SocketType) -> rustix::io::Result<OwnedFd> {
-    super::refuse::at("socket")?;
+    refuse::at("socket")?;
     rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 
 fn found(path: &Path) -> rustix::io::Result<Made> {
-    let stat = rustix::fs::lstat(path)?;
+    let stat = lstat(path)?;
     Ok(Made { device: stat.st_dev, inode: stat.st_ino })
 }
 
@@ -99,7 +112,8 @@ fn is_stale(path: &Path, stat: &Stat) -> io::Result<bool> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
         return Ok(false);
     }
-    let answer = rustix::net::connect(socket(SocketType::DGRAM)?, &SocketAddrUnix::new(path)?);
+    let (socket, address) = (socket(SocketType::DGRAM)?, SocketAddrUnix::new(path)?);
+    let answer = refuse::at("connect").and_then(|()| rustix::net::connect(socket, &address));
     Ok(answer == Err(Errno::CONNREFUSED))
 }
 
@@ -107,9 +121,11 @@ fn is_stale(path: &Path, stat: &Stat) -> io::Result<bool> {
 /// there, which takes microseconds. After 20 ms the lock must be another program's, and this fails with `AddrInUse`.
 fn lock_parent(path: &Path) -> io::Result<OwnedFd> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    refuse::at("open")?;
     let directory = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for _ in 0..20 {
-        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        let lock = |()| rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive);
+        match refuse::at("flock").and_then(lock) {
             Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(1)),
             locked => return Ok(locked.map(|()| directory)?),
         }

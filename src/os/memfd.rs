@@ -145,6 +145,7 @@ pub(crate) fn give_back(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result
 pub(crate) fn sealed_len(fd: BorrowedFd<'_>) -> Option<u64> {
     refuse::at("fcntl").ok()?;
     let seals = rustix::fs::fcntl_get_seals(fd).ok()?;
+    refuse::at("fstat").ok()?;
     let len = rustix::fs::fstat(fd).ok()?.st_size;
     seals.contains(SealFlags::SHRINK).then_some(len as u64)
 }

@@ -2,7 +2,8 @@
 //! [cgroup v2](https://docs.kernel.org/admin-guide/cgroup-v2.html): how much memory a process has, and whether it ran out of it.
 
 use super::sync::lock;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use super::{refuse, rlimit};
+use rustix::process::{Resource, Rlimit, getrlimit};
 use std::fs::read_to_string;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -39,7 +40,7 @@ pub(crate) fn discard(bytes: &mut [u8]) {
     let start = bytes.as_mut_ptr();
     let skip = start.align_offset(page).min(bytes.len());
     let len = (bytes.len() - skip) / page * page;
-    if len > 0 {
+    if len > 0 && refuse::at("madvise").is_ok() {
         // SAFETY: the range lies in `bytes`, which nobody else sees meanwhile. Whatever is there afterwards is bytes.
         // Where it is refused, which it is for locked memory, nothing has changed.
         let _ = unsafe { rustix::mm::madvise(start.add(skip).cast(), len, rustix::mm::Advice::LinuxDontNeed) };
@@ -60,7 +61,8 @@ pub(crate) fn with_room<P>(mut buffer: Vec<P>, len: usize) -> Vec<P> {
         let skip = start.align_offset(page).min(bytes);
         let len = (bytes - skip) / page * page;
         // SAFETY: the range lies in the buffer's own memory, of which no byte changes.
-        let _ = unsafe { rustix::mm::madvise(start.add(skip).cast(), len, rustix::mm::Advice::LinuxHugepage) };
+        let ask = |()| unsafe { rustix::mm::madvise(start.add(skip).cast(), len, rustix::mm::Advice::LinuxHugepage) };
+        let _ = refuse::at("madvise").and_then(ask);
     }
     buffer
 }
@@ -103,8 +105,8 @@ pub(crate) fn use_spare() -> UsesSpare {
     spare.reports += 1;
     let Rlimit { current, maximum } = getrlimit(Resource::As);
     // Where it is refused there is no more than there was.
-    if current.is_some() && current != maximum && setrlimit(Resource::As, Rlimit { current: maximum, maximum }).is_ok()
-    {
+    let whole = Rlimit { current: maximum, maximum };
+    if current.is_some() && current != maximum && rlimit::set(Resource::As, whole).is_ok() {
         spare.soft = current;
         IS_RAISED.store(true, Relaxed);
     }
@@ -129,7 +131,7 @@ fn take_spare_away() {
     let Rlimit { current, maximum } = getrlimit(Resource::As);
     // Another limit is one that the program has set meanwhile.
     if let Some(soft) = spare.soft.take().filter(|_| current == maximum) {
-        let _ = setrlimit(Resource::As, Rlimit { current: Some(soft), maximum });
+        let _ = rlimit::set(Resource::As, Rlimit { current: Some(soft), maximum });
     }
 }
 
@@ -139,10 +141,10 @@ pub(crate) fn has_spare() -> bool {
     let (None, None) = (limit(), getrlimit(Resource::Data).current) else {
         let (len, flags) = (spare() as usize, ProtFlags::READ | ProtFlags::WRITE);
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing; nobody else knows it when it goes.
-        return unsafe {
+        return refuse::at("mmap").is_ok_and(|()| unsafe {
             mmap_anonymous(std::ptr::null_mut(), len, flags, MapFlags::PRIVATE)
                 .is_ok_and(|map| munmap(map, len).is_ok())
-        };
+        });
     };
     true
 }

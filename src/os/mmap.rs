@@ -1,5 +1,6 @@
 //! [mmap(2)](https://man7.org/linux/man-pages/man2/mmap.2.html) of shared memory.
 
+use super::refuse;
 use rustix::mm::{MapFlags, ProtFlags};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -29,7 +30,7 @@ impl Map {
     }
 
     fn with(access: ProtFlags, fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
-        super::refuse::at("mmap")?;
+        refuse::at("mmap")?;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
         let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, fd, offset)? };
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned the null page"))?;
@@ -59,10 +60,11 @@ impl Map {
         let end = at.saturating_add(len).min(self.len);
         let at = at.min(end) / rustix::param::page_size() * rustix::param::page_size();
         // SAFETY: the range is in our own mapping; populating changes no byte of it.
-        unsafe {
+        let populate = |()| unsafe {
             let start = self.start.as_ptr().add(at).cast();
-            let _ = rustix::mm::madvise(start, end - at, rustix::mm::Advice::LinuxPopulateWrite);
-        }
+            rustix::mm::madvise(start, end - at, rustix::mm::Advice::LinuxPopulateWrite)
+        };
+        let _ = refuse::at("madvise").and_then(populate);
     }
 
     /// Lets go of the whole pages among `len` bytes from `at` on. They stay in the file, and are no memory of this process
@@ -73,10 +75,11 @@ impl Map {
         let at = at.next_multiple_of(page);
         if at < end {
             // SAFETY: the range is in our own mapping, which is shared: no byte of it changes.
-            unsafe {
+            let forget = |()| unsafe {
                 let start = self.start.as_ptr().add(at).cast();
-                let _ = rustix::mm::madvise(start, end - at, rustix::mm::Advice::LinuxDontNeed);
-            }
+                rustix::mm::madvise(start, end - at, rustix::mm::Advice::LinuxDontNeed)
+            };
+            let _ = refuse::at("madvise").and_then(forget);
         }
     }
 }

@@ -31,6 +31,8 @@ pub(crate) mod random;
 pub(crate) mod reactor;
 pub(crate) mod refuse;
 pub(crate) mod rights;
+mod rlimit;
+mod secure;
 pub(crate) mod self_pipe;
 pub(crate) mod signal;
 pub(crate) mod socket;

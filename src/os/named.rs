@@ -2,7 +2,7 @@
 //! opens, and so every program that knows the name.
 
 use super::{memfd, owner, refuse};
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -40,7 +40,8 @@ pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
     refuse::at("open")?;
     let fd = rustix::fs::open(DIRECTORY, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, PRIVATE)?;
     memfd::reserve(fd.as_fd(), 0, len)?;
-    if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).is_ok() {
+    let lock = |()| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared);
+    if refuse::at("flock").and_then(lock).is_ok() {
         refuse::at("fchmod")?;
         rustix::fs::fchmod(&fd, GOES)?;
     }
@@ -49,6 +50,7 @@ pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
 
 /// The name stays when this process ends.
 pub(crate) fn keep(fd: BorrowedFd<'_>) -> io::Result<()> {
+    refuse::at("fchmod")?;
     Ok(rustix::fs::fchmod(fd, PRIVATE)?)
 }
 
@@ -62,19 +64,30 @@ pub(crate) fn sweep() {
 }
 
 fn sweep_one(name: &str) -> io::Result<()> {
-    let goes = |stat: &rustix::fs::Stat| {
+    let goes = |stat: &Stat| {
         let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
         is_ours && Mode::from_raw_mode(stat.st_mode) == GOES && FileType::from_raw_mode(stat.st_mode).is_file()
     };
-    if goes(&rustix::fs::lstat(path(name)?)?) {
+    if goes(&lstat(&path(name)?)?) {
         let (fd, _) = open(name, None)?;
+        refuse::at("flock")?;
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
-        let stat = rustix::fs::fstat(&fd)?;
+        let stat = fstat(fd.as_fd())?;
         if goes(&stat) {
             unlink(name, (stat.st_dev, stat.st_ino))?;
         }
     }
     Ok(())
+}
+
+fn lstat(path: &str) -> rustix::io::Result<Stat> {
+    refuse::at("stat")?;
+    rustix::fs::lstat(path)
+}
+
+fn fstat(fd: BorrowedFd<'_>) -> rustix::io::Result<Stat> {
+    refuse::at("fstat")?;
+    rustix::fs::fstat(fd)
 }
 
 /// Gives a file its name; if that is taken, the error names the owner.
@@ -84,7 +97,7 @@ pub(crate) fn link(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let linked = refuse::at("linkat").and_then(|()| rustix::fs::linkat(CWD, own, CWD, &path, AtFlags::SYMLINK_FOLLOW));
     match linked {
         // It may be gone again by now.
-        Err(Errno::EXIST) => match rustix::fs::lstat(&path) {
+        Err(Errno::EXIST) => match lstat(&path) {
             Ok(stat) => Err(owner::taken(io::ErrorKind::AlreadyExists, &stat)),
             Err(_) => Err(Errno::EXIST.into()),
         },
@@ -98,14 +111,14 @@ pub(crate) fn open(name: &str, permitted: Option<u32>) -> io::Result<(OwnedFd, u
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     refuse::at("open")?;
     let fd = rustix::fs::open(path(name)?, flags, Mode::empty())?;
-    owner::check(&rustix::fs::fstat(&fd)?, permitted)?;
+    owner::check(&fstat(fd.as_fd())?, permitted)?;
     let len = len(fd.as_fd())?;
     Ok((fd, len))
 }
 
 /// The length of a block; anything but a plain file is an error.
 pub(crate) fn len(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let stat = rustix::fs::fstat(fd)?;
+    let stat = fstat(fd)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not shared memory"));
     }
@@ -116,7 +129,7 @@ pub(crate) fn len(fd: BorrowedFd<'_>) -> io::Result<u64> {
 pub(crate) fn unlink(name: &str, identity: Identity) -> io::Result<()> {
     let path = path(name)?;
     // No system call does both: a name that is given to another file in between is removed.
-    let stat = rustix::fs::lstat(&path)?;
+    let stat = lstat(&path)?;
     if (stat.st_dev, stat.st_ino) != identity {
         return Err(io::Error::new(io::ErrorKind::NotFound, "other memory has this name by now"));
     }

@@ -37,7 +37,7 @@ pub(crate) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
 /// Distinguishes a process from a later one with its pid: the inode of its pidfd, which kernels from 6.9 on never give
 /// twice. 0 if it has none, and the same for everybody on older kernels.
 pub(crate) fn identity(pidfd: BorrowedFd<'_>) -> u64 {
-    rustix::fs::fstat(pidfd).map_or(0, |stat| stat.st_ino)
+    super::refuse::at("fstat").and_then(|()| rustix::fs::fstat(pidfd)).map_or(0, |stat| stat.st_ino)
 }
 
 /// Blocks this thread until the process has ended, or also been reaped (on newer kernels), or `limit` has passed.
@@ -119,7 +119,7 @@ pub(crate) fn exit(pidfd: BorrowedFd<'_>) -> Exit {
 /// For tests: behaves as on kernels that do not report it.
 fn is_old_kernel() -> bool {
     static IS_OLD: OnceLock<bool> = OnceLock::new();
-    *IS_OLD.get_or_init(|| !super::rights::is_secure() && std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some())
+    *IS_OLD.get_or_init(|| !super::secure::is_secure() && std::env::var_os("MULTIPROCESS_OLD_KERNEL").is_some())
 }
 
 fn ask(pidfd: BorrowedFd<'_>) -> Exit {

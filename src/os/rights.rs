@@ -7,6 +7,8 @@
 //! by it.
 
 use super::credentials::capability_sets;
+use super::refuse;
+use super::secure::is_secure;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
@@ -42,12 +44,6 @@ pub(crate) fn came_by_exec() -> bool {
     is_secure() && WERE_FINAL.load(Relaxed) != YES && !is_explained()
 }
 
-/// Returns `true` if the kernel reports that the environment of this process may be that of a user with other rights (AT_SECURE).
-pub(crate) fn is_secure() -> bool {
-    // SAFETY: `getauxval` answers for any number.
-    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
-}
-
 /// Returns `true` if an exec of `program` by this thread could give rights. If that cannot be found out, it counts as yes.
 pub(crate) fn may_come_from(program: BorrowedFd<'_>) -> bool {
     !MAY_BE_GIVEN.load(Relaxed)
@@ -76,7 +72,8 @@ fn come_back_to_root() -> bool {
 fn may_come_from_file(path: &str) -> bool {
     use rustix::io::Errno;
     const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
-    let is_set_id = rustix::fs::stat(path).map_or(true, |stat| stat.st_mode & SET_ID != 0);
+    let stat = refuse::at("stat").and_then(|()| rustix::fs::stat(path));
+    let is_set_id = stat.map_or(true, |stat| stat.st_mode & SET_ID != 0);
     is_set_id
         || !matches!(
             rustix::fs::getxattr_query(path, "security.capability"),
@@ -90,7 +87,8 @@ fn may_come_from_file(path: &str) -> bool {
 pub(crate) fn may_look_at(pid: u32) -> Option<bool> {
     use rustix::io::Errno;
     let mut room = [std::mem::MaybeUninit::uninit(); 1];
-    match rustix::fs::readlinkat_raw(rustix::fs::CWD, format!("/proc/{pid}/exe"), &mut room) {
+    let look = |()| rustix::fs::readlinkat_raw(rustix::fs::CWD, format!("/proc/{pid}/exe"), &mut room).map(drop);
+    match refuse::at("readlink").and_then(look) {
         Ok(_) => Some(true),
         Err(Errno::ACCESS | Errno::PERM) => Some(false),
         Err(_) => None,

@@ -9,7 +9,7 @@
 //! from one end to the other. A socket of the program may get bytes at the same moment, so the counts must match exactly,
 //! several times, and leave one socket for each end. Otherwise nothing is replaced, and the children share the pair.
 
-use super::{reactor, spawn};
+use super::{reactor, refuse, spawn};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use std::collections::BTreeMap;
@@ -81,8 +81,8 @@ fn ends_among(streams: &[RawFd], mut send: impl FnMut() -> io::Result<()>) -> io
 
 /// Returns `true` if all of `fds`, and at least one, are descriptors of the same socket.
 fn is_one_socket(fds: &[RawFd]) -> bool {
-    let identity =
-        |fd: &RawFd| spawn::look_at(*fd, |fd| rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino)));
+    let stat = |fd: BorrowedFd<'_>| refuse::at("fstat").and_then(|()| rustix::fs::fstat(fd)).ok();
+    let identity = |fd: &RawFd| spawn::look_at(*fd, |fd| stat(fd).map(|stat| (stat.st_dev, stat.st_ino)));
     let identities: Vec<_> = fds.iter().map(|fd| identity(fd).flatten()).collect();
     identities.first().is_some_and(Option::is_some) && identities.iter().all(|identity| *identity == identities[0])
 }
@@ -91,12 +91,14 @@ fn is_one_socket(fds: &[RawFd]) -> bool {
 pub(crate) fn renew() -> io::Result<()> {
     let Some(Ends { receivers, senders }) = SHARED.get() else { return Ok(()) };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    refuse::at("socketpair")?;
     let (receiver, sender) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     receivers.iter().try_for_each(|fd| replace(&receiver, *fd))?;
     senders.iter().try_for_each(|fd| replace(&sender, *fd))
 }
 
 fn replace(own: &OwnedFd, fd: RawFd) -> io::Result<()> {
+    refuse::at("dup")?;
     // SAFETY: the number is that of tokio's socket, here as in the process that this one was forked from, and stays taken;
     // what owns it goes on with a socket of the same kind.
     match unsafe { libc::dup3(own.as_raw_fd(), fd, libc::O_CLOEXEC) } {

@@ -1,6 +1,8 @@
 //! Signals of this crate's processes: those that are blocked, inherited or ignored; the signal by which a child is killed when
 //! its starter ends; and the last report of a process that aborts for want of memory.
 
+use super::poll::again;
+use super::{refuse, spawn};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{Mode, OFlags};
@@ -15,19 +17,21 @@ pub(crate) fn block_all_and_watch_children() -> io::Result<OwnedFd> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     let mut child = SigSet::empty();
     child.add(nix::sys::signal::Signal::SIGCHLD);
-    let signals = signalfd(&child)?;
-    signals.as_fd().try_clone_to_owned()
+    signalfd(&child)
 }
 
-fn signalfd(signals: &SigSet) -> io::Result<SignalFd> {
-    SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(super::call::named("signalfd4"))
+fn signalfd(signals: &SigSet) -> io::Result<OwnedFd> {
+    refuse::at("signalfd")?;
+    let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(super::call::named("signalfd4"))?;
+    refuse::at("dup")?;
+    signals.as_fd().try_clone_to_owned()
 }
 
 /// Empties the descriptor of [`block_all_and_watch_children`], so that the next signal makes it readable again.
 pub(crate) fn drain(signals: BorrowedFd<'_>) {
     let mut buffer = [0; 128];
-    while rustix::io::read(signals, &mut buffer).is_ok_and(|n| n > 0) {}
+    while refuse::at("read").and_then(|()| rustix::io::read(signals, &mut buffer)).is_ok_and(|n| n > 0) {}
 }
 
 /// Ignores signals that a terminal or a shell sends to a whole group, in a process with several threads, where blocking is
@@ -102,8 +106,7 @@ pub(crate) fn watch_stops() -> io::Result<(OwnedFd, SigSet)> {
     for signal in STOPS.into_iter().filter(|signal| !is_ignored(*signal)) {
         stops.add(nix::sys::signal::Signal::try_from(signal)?);
     }
-    let watch = signalfd(&stops)?;
-    Ok((watch.as_fd().try_clone_to_owned()?, stops))
+    Ok((signalfd(&stops)?, stops))
 }
 
 extern "C" fn do_nothing(_: libc::c_int) {}
@@ -261,7 +264,7 @@ fn has_failed_to_allocate() -> bool {
 /// Opens a second description of the read end of `pipe`, for one process to [`die_with`].
 pub(crate) fn reopen(pipe: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
-    super::refuse::at("open")?;
+    refuse::at("open")?;
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
@@ -276,8 +279,12 @@ static TIE_TARGET: AtomicI32 = AtomicI32::new(0);
 pub(crate) fn renew_tie() {
     let (tie, tied) = (TIE.load(SeqCst), TIE_TARGET.load(SeqCst));
     if tie >= 0 && tied.unsigned_abs() == std::process::id() {
-        // SAFETY: the command takes no pointer; for a number that is not open any more the kernel returns an error.
-        unsafe { libc::fcntl(tie, libc::F_SETOWN, tied) };
+        let _ = again(|| {
+            refuse::at("fcntl")?;
+            // SAFETY: the command takes no pointer; for a number that is not open any more the kernel returns an error.
+            unsafe { libc::fcntl(tie, libc::F_SETOWN, tied) };
+            Ok(())
+        });
     }
 }
 
@@ -295,8 +302,8 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
         }
     };
     // Without the tie a process cannot do its work, so it is tried again while memory is short.
-    super::poll::again(|| {
-        super::refuse::at("fcntl")?;
+    again(|| {
+        refuse::at("fcntl")?;
         fcntl(F_SETSIG, libc::SIGKILL)?;
         fcntl(libc::F_SETOWN, std::process::id() as libc::c_int)?;
         fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)
@@ -310,16 +317,17 @@ pub(crate) fn die_with(own: OwnedFd) -> io::Result<Option<OwnedFd>> {
 /// are executed keep it: it is not closed for them. `false` if the holder is gone already.
 pub(crate) fn die_as_group(tie: BorrowedFd<'_>) -> io::Result<bool> {
     // Refused to the leader of a session, which leads its group anyway.
-    match rustix::process::setpgid(None, None) {
-        Err(rustix::io::Errno::PERM) | Ok(()) => {}
+    match spawn::set_group(None) {
+        Err(Errno::PERM) | Ok(()) => {}
         Err(error) => return Err(error.into()),
     }
-    super::refuse::at("fcntl")?;
+    refuse::at("fcntl")?;
     // SAFETY: the descriptor is open, and the command takes no pointer; a negative number is a group.
     if unsafe { libc::fcntl(tie.as_raw_fd(), libc::F_SETOWN, -(std::process::id() as libc::c_int)) } == -1 {
         return Err(io::Error::last_os_error());
     }
     TIE_TARGET.store(-(std::process::id() as i32), SeqCst);
+    refuse::at("fcntl")?;
     rustix::io::fcntl_setfd(tie, rustix::io::FdFlags::empty())?;
     Ok(!super::socket::is_hung_up(tie))
 }

@@ -142,6 +142,7 @@ pub(crate) fn sender(socket: BorrowedFd<'_>) -> Sender {
     (message.msg_iov, message.msg_iovlen) = (&raw mut slice, 1);
     (message.msg_control, message.msg_controllen) = (space.as_mut_ptr().cast(), size_of_val(&space) as _);
     let peek = || {
+        refuse::at_waiting("recvmsg", false)?;
         // SAFETY: the structure names memory of this stack, with its sizes.
         match unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) } {
             // Not a failure that passes.
@@ -278,7 +279,8 @@ pub(crate) fn is_readable_within_open_to_signals(
     let mut deadline = None;
     loop {
         let left = deadline.map_or(limit, |deadline: Instant| deadline.saturating_duration_since(Instant::now()));
-        match ppoll(&mut fds, Some(left.into()), Some(blocked)) {
+        let refused = refuse::at("poll").map_err(|errno| nix::errno::Errno::from_raw(errno.raw_os_error()));
+        match refused.and_then(|()| ppoll(&mut fds, Some(left.into()), Some(blocked))) {
             Err(nix::errno::Errno::EINTR) => {
                 deadline.get_or_insert_with(|| Instant::now() + limit);
             }

@@ -1,5 +1,6 @@
 //! [fork(2)](https://man7.org/linux/man-pages/man2/fork.2.html) and the preparation of a new process: inherited descriptors, streams, groups, variables.
 
+use super::refuse;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
@@ -46,7 +47,7 @@ pub(crate) enum Fork {
 
 /// Forks by the C library, so that its own state (thread id, robust list, malloc, atfork handlers) is right.
 pub(crate) fn fork(_: SingleThreaded) -> io::Result<Fork> {
-    super::refuse::at("fork")?;
+    refuse::at("fork")?;
     // SAFETY: this process has one thread, so no other can hold a lock that would stay locked in the child.
     match super::fork::ours(|| unsafe { libc::fork() }) {
         -1 => Err(super::call::of_new_process(io::Error::last_os_error())),
@@ -67,7 +68,8 @@ pub(crate) fn exit_now(code: i32) -> ! {
 /// Writes a line to the standard error in one piece, without a lock that another thread may hold.
 pub(crate) fn print_line(line: &str) {
     // There may be no standard error.
-    let _ = rustix::io::write(rustix::stdio::stderr(), format!("multiprocess: {line}\n").as_bytes());
+    let write = |()| rustix::io::write(rustix::stdio::stderr(), format!("multiprocess: {line}\n").as_bytes());
+    let _ = refuse::at("write").and_then(write);
 }
 
 /// Sets the name of this thread in `ps` and `top`, and so that of a process of one thread; cut at 15 bytes.
@@ -84,25 +86,37 @@ pub(crate) fn parent() -> i32 {
 
 /// Leaves the process group that this process is in for one of its own; false if it may not.
 pub(crate) fn leave_group() -> bool {
-    rustix::process::setpgid(None, None).is_ok()
+    set_group(None).is_ok()
 }
 
 /// Joins `group`, if it still exists.
 pub(crate) fn join_group(group: rustix::process::Pid) {
-    let _ = rustix::process::setpgid(None, Some(group));
+    let _ = set_group(Some(group));
+}
+
+/// Moves this process to `group`, or to a group of its own.
+pub(super) fn set_group(group: Option<rustix::process::Pid>) -> rustix::io::Result<()> {
+    refuse::at("setpgid")?;
+    rustix::process::setpgid(None, group)
 }
 
 /// Leaves session, terminal and process group, if this process does not lead a group.
 pub(crate) fn leave_session() {
-    let _ = rustix::process::setsid();
+    let _ = refuse::at("setsid").and_then(|()| rustix::process::setsid());
 }
 
 /// Puts `streams` in the place of the standard streams; where there is none, the present one stays.
 pub(crate) fn replace_streams([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<()> {
-    stdin.map(rustix::stdio::dup2_stdin).transpose()?;
-    stdout.map(rustix::stdio::dup2_stdout).transpose()?;
-    stderr.map(rustix::stdio::dup2_stderr).transpose()?;
+    stdin.map(|own| replace_stream(own, rustix::stdio::dup2_stdin)).transpose()?;
+    stdout.map(|own| replace_stream(own, rustix::stdio::dup2_stdout)).transpose()?;
+    stderr.map(|own| replace_stream(own, rustix::stdio::dup2_stderr)).transpose()?;
     Ok(())
+}
+
+/// Puts `own` in the place of a standard stream, by `dup2`.
+pub(super) fn replace_stream<F: AsFd>(own: F, dup2: impl FnOnce(F) -> rustix::io::Result<()>) -> io::Result<()> {
+    refuse::at("dup")?;
+    Ok(dup2(own)?)
 }
 
 /// The process group of this process; `None` if it is one from outside the pid namespace, which has no number here.
@@ -129,7 +143,8 @@ pub(crate) fn close_all(fds: Vec<OwnedFd>) {
     for run in fds.chunk_by(|a, b| a + 1 == *b) {
         if let (Some(first), Some(last)) = (run.first(), run.last()) {
             // SAFETY: we own every descriptor of the run, and nothing else lies in it.
-            let refused = unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) } != 0;
+            let close = |()| unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) } == 0;
+            let refused = !refuse::at("close_range").is_ok_and(close);
             if refused {
                 for fd in run {
                     // SAFETY: we own it, and it is open: a refused call has closed none.
@@ -184,6 +199,7 @@ pub(crate) fn look_at<R>(fd: RawFd, look: impl FnOnce(BorrowedFd<'_>) -> R) -> O
 
 /// Takes a descriptor that was inherited for the caller alone.
 pub(crate) fn take_inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    refuse::at("fcntl")?;
     look_at(fd, |fd| rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)).ok_or(io::ErrorKind::NotFound)??;
     // SAFETY: it is open, and no other code here knows of it: the starter of this process made it for this call.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
@@ -196,6 +212,7 @@ static INHERITED: OnceLock<Vec<(RawFd, Option<Identity>)>> = OnceLock::new();
 type Identity = (u64, u64, u32);
 
 fn identity(fd: RawFd) -> Option<Identity> {
+    refuse::at("fstat").ok()?;
     let stat = look_at(fd, |fd| rustix::fs::fstat(fd))?.ok()?;
     Some((stat.st_dev, stat.st_ino, stat.st_mode & libc::S_IFMT))
 }
@@ -222,7 +239,7 @@ pub(crate) fn close_leaked() {
 
 /// Puts `fd` out of the way of the standard streams' numbers.
 pub(crate) fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
-    super::refuse::at("dup")?;
+    refuse::at("dup")?;
     if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 3)?) }
 }
 

@@ -1,5 +1,6 @@
 //! More stack for the current thread, where a value is nested deeply.
 
+use super::refuse;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::io;
 
@@ -43,6 +44,7 @@ pub(crate) fn has_room(bytes: usize, beside: usize) -> bool {
 #[cold]
 fn rehearse(bytes: usize) -> io::Result<()> {
     let flags = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    refuse::at("mmap")?;
     // SAFETY: the kernel chooses a place where nothing is, and it is given back before anybody knows of it.
     unsafe {
         let at = mmap_anonymous(std::ptr::null_mut(), bytes, flags.0, flags.1)?;

@@ -5,7 +5,7 @@
 //! it takes no system call. Where it does not, or where it fired early, a
 //! [timerfd](https://man7.org/linux/man-pages/man2/timerfd_create.2.html) is used: five system calls for a wait that sleeps.
 
-use super::reactor;
+use super::{reactor, refuse};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use std::future::poll_fn;
 use std::io;
@@ -98,6 +98,7 @@ fn shows_real_time() -> bool {
 
 fn real_timer(at: Instant) -> io::Result<reactor::Watched<Arc<OwnedFd>>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+    refuse::at("timerfd")?;
     let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
     // Nothing would disarm it.
     let left = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
@@ -105,6 +106,7 @@ fn real_timer(at: Instant) -> io::Result<reactor::Watched<Arc<OwnedFd>>> {
         it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
         it_value: Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() },
     };
+    refuse::at("timerfd")?;
     rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
     reactor::watch(Arc::new(timer), Interest::READABLE)
 }
