@@ -258,8 +258,8 @@ async fn connections() -> mp::Result<()> {
     let path = std::env::temp_dir().join(format!("multiprocess-fault-{}", alone::unique()));
     let listener = Listener::bind(path.to_str().unwrap()).authkey(b"key").await?;
     let connecting = connect(path.to_str().unwrap(), Some(b"key")).handshake_timeout(Duration::from_secs(3));
-    let (there, here) = tokio::join!(connecting.into_future(), listener.accept());
-    let (there, here) = (there?, here?);
+    // Nobody is accepted if the client cannot connect.
+    let (there, here) = tokio::try_join!(connecting.into_future(), listener.accept())?;
     there.send_bytes(b"hello").await?;
     assert_eq!(here.recv_bytes().await?, b"hello");
     Ok(())

@@ -1842,7 +1842,7 @@ mod tasks {
             while let Some(task) = tasks.pop().await? {
                 results.push(task.run().await?).await?;
             }
-            mp::Result::Ok(())
+            Ok::<_, mp::Error>(())
         };
         let run = Process::spawn(run, (tasks.clone(), results.clone())).unwrap();
         within(run).await.unwrap().unwrap();

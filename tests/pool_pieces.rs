@@ -5,9 +5,8 @@ mod common;
 
 use common::pool::{all_serve, is_idle};
 use common::{Random, assert_no_growth, cancelled, eventually, holdings, in_child, rounds, within};
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use multiprocess::{self as mp, ErrorKind, Event, Histogram, Pool, Queue, Retry, Task, Value};
-use std::pin::pin;
 use std::time::Duration;
 
 mp::test_support!();
@@ -621,21 +620,19 @@ mod state {
     async fn all_calls_lend_the_state_of_the_worker() {
         let gone = Queue::unbounded().unwrap();
         let pool = Pool::builder().workers(1).max_waiting(1).state(open, (0, gone.clone())).build().unwrap();
-        let add_both = |tally: &mut Tally, n: u32, gate: Event| {
-            gate.blocking_wait().unwrap();
-            add(tally, n)
-        };
-        let gate = Event::new().unwrap();
-        gate.set();
-        let items = vec![(1, gate.clone()), (2, gate.clone()), (3, gate.clone())];
-        assert_eq!(within(pool.with_state().starmap(add_both, items)).await.unwrap(), [1, 3, 6]);
+        let add_both = |tally: &mut Tally, n: u32, m: u32| add(tally, n + m);
+        assert_eq!(within(pool.with_state().starmap(add_both, [(1, 0), (1, 1), (1, 2)])).await.unwrap(), [1, 3, 6]);
         assert_eq!(within(pool.with_state().map_async(add, [1, 1, 1])).await.unwrap(), [7, 8, 9]);
         for results in [pool.with_state().imap(add, [1, 1, 1]), pool.with_state().imap_unordered(add, [1, 1, 1])] {
             assert_eq!(within(results.count()).await, 3);
         }
         // One at work, one that waits, and no room for another one.
-        gate.clear();
-        let try_apply = |n: u32| pool.with_state().try_apply(add_both, (n, gate.clone()));
+        let add_later = |tally: &mut Tally, n: u32, gate: Event| {
+            gate.blocking_wait().unwrap();
+            add(tally, n)
+        };
+        let gate = Event::new().unwrap();
+        let try_apply = |n: u32| pool.with_state().try_apply(add_later, (n, gate.clone()));
         let first = try_apply(10).unwrap();
         eventually("it is at work", || pool.stats().running == 1 && pool.stats().queued == 0).await;
         let second = try_apply(100).unwrap();

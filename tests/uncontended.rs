@@ -5,7 +5,9 @@ mod common;
 
 use common::within;
 use futures::FutureExt;
-use multiprocess::{self as mp, Barrier, BoundedSemaphore, Event, Process, Queue, RwLock, Semaphore};
+use multiprocess::{
+    self as mp, Barrier, BoundedSemaphore, CancellationToken, Event, Process, Queue, RwLock, Semaphore,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -112,6 +114,21 @@ async fn uncontended_event_and_barrier_make_no_system_call() {
             barrier.wait().now_or_never().unwrap().unwrap();
             barrier.blocking_wait().unwrap();
             assert_eq!((event.is_set(), barrier.waiting()), (false, 0));
+        })
+    };
+    assert_eq!(verdict(Process::spawn(work, ()).unwrap()).await, 0);
+}
+
+#[tokio::test]
+async fn asking_a_token_makes_no_system_call() {
+    let work = || {
+        let token = CancellationToken::new().unwrap();
+        let (child, cancelled) = (token.child_token().unwrap(), CancellationToken::new().unwrap());
+        cancelled.cancel();
+        count(|| {
+            assert!(!token.is_cancelled() && !child.is_cancelled() && cancelled.is_cancelled());
+            cancelled.cancelled().now_or_never().unwrap();
+            cancelled.cancel();
         })
     };
     assert_eq!(verdict(Process::spawn(work, ()).unwrap()).await, 0);
