@@ -1,10 +1,10 @@
-//! What one queue or pipe operation costs by itself. `benches/peers` compares with others; this shows a change.
+//! What one operation of a queue, a pipe or a token costs by itself. `benches/peers` compares with others; this shows a change.
 //!
 //! Run with `cargo bench`. Each reports the time of one operation (one put and one get, one round trip, one spawn
 //! and join) of 64-byte and 1 MiB messages on a current-thread runtime.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use multiprocess::{Connection, Process, Queue};
+use multiprocess::{CancellationToken, Connection, Process, Queue};
 use std::hint::black_box;
 use tokio::runtime::{Builder, Runtime};
 
@@ -51,6 +51,18 @@ fn pipe(c: &mut Criterion) {
     });
 }
 
+/// Beside a load of an atomic of this process, which it is to cost.
+fn token(c: &mut Criterion) {
+    let flag = std::sync::atomic::AtomicU64::new(0);
+    c.bench_function("load of an atomic, for comparison", |b| {
+        b.iter(|| black_box(&flag).load(std::sync::atomic::Ordering::Acquire) != 0);
+    });
+    let token = CancellationToken::new().expect("a token");
+    c.bench_function("is_cancelled of a token", |b| b.iter(|| black_box(&token).is_cancelled()));
+    let child = token.child_token().expect("a token");
+    c.bench_function("is_cancelled of a child of a token", |b| b.iter(|| black_box(&child).is_cancelled()));
+}
+
 fn spawn(c: &mut Criterion) {
     let runtime = runtime();
     c.bench_function("spawn and join of a no-op", |b| {
@@ -58,5 +70,5 @@ fn spawn(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, queue, pipe, spawn);
+criterion_group!(benches, queue, pipe, token, spawn);
 criterion_main!(benches);

@@ -178,7 +178,11 @@ fn kill_one(program: &Child, name: &str) -> bool {
     // None ends meanwhile.
     let group = Pid::from_child(program);
     let is_running = kill_process_group(group, Signal::STOP).is_ok();
-    programs::until("all of it stands still", || (!group_runs(group)).then_some(()));
+    programs::until("all of it stands still", || {
+        // Again, for one that was being forked and has missed it.
+        let _ = kill_process_group(group, Signal::STOP);
+        (!group_runs(group)).then_some(())
+    });
     let victim = programs::processes(program, name).first().copied();
     let is_killed = victim.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
     assert!(!is_running || kill_process_group(group, Signal::CONT).is_ok());
