@@ -1,10 +1,13 @@
 //! What serde's attributes, and those of serde_with, do to fields and variants.
 
 use super::{Ways, equal};
+use serde::de::{Deserializer, EnumAccess, Error, IgnoredAny, MapAccess, VariantAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Unit;
@@ -294,6 +297,165 @@ mod hex {
         u32::from_str_radix(&String::deserialize(deserializer)?, 16).map_err(D::Error::custom)
     }
 }
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct WithEachApart {
+    before: u8,
+    #[serde(serialize_with = "hex::serialize", deserialize_with = "hex::deserialize")]
+    number: u32,
+    after: u8,
+}
+/// Of a type that serde knows nothing of: without `bound` this does not compile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(bound(serialize = "T: Display", deserialize = "T: FromStr<Err: Display>"))]
+struct Bounded<T> {
+    #[serde(with = "text")]
+    value: T,
+    n: u8,
+}
+mod text {
+    use super::{Display, FromStr};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+    pub(super) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+#[derive(Clone, Debug, PartialEq)]
+struct OnlyText(u32);
+impl Display for OnlyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "only {}", self.0)
+    }
+}
+impl FromStr for OnlyText {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.strip_prefix("only ").and_then(|n| n.parse().ok()).map(Self).ok_or_else(|| format!("{text:?} is another"))
+    }
+}
+/// What borrows is no value by itself, as it is not owned. It is on the way here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct ByBorrowing {
+    #[serde(with = "borrowing")]
+    text: String,
+}
+mod borrowing {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::borrow::Cow;
+    #[derive(Serialize, Deserialize)]
+    struct Borrowed<'a> {
+        #[serde(borrow)]
+        text: Cow<'a, str>,
+    }
+    pub(super) fn serialize<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        Borrowed { text: text.into() }.serialize(serializer)
+    }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+        Borrowed::deserialize(deserializer).map(|borrowed| borrowed.text.into_owned())
+    }
+}
+mod elsewhere {
+    pub(super) use serde as renamed;
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(crate = "elsewhere::renamed")]
+struct ByAnotherPath {
+    x: i32,
+    list: Vec<u8>,
+}
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "the corner of a house")]
+struct Expected {
+    x: i32,
+    y: i32,
+}
+/// Written as a number, and so never what is expected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "u8", expecting = "the corner of a house")]
+struct Unexpected {
+    x: u8,
+}
+impl From<Unexpected> for u8 {
+    fn from(Unexpected { x }: Unexpected) -> Self {
+        x
+    }
+}
+
+/// Read by hand, field by field in any order.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct ByFields {
+    first: u64,
+    unread: Vec<String>,
+    second: Option<()>,
+}
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Field {
+    First,
+    Second,
+    Other(String),
+}
+impl<'de> Deserialize<'de> for ByFields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = ByFields;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("fields")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ByFields, A::Error> {
+                let (mut first, mut second, mut others) = (None, None, Vec::new());
+                while let Some(field) = map.next_key()? {
+                    match field {
+                        Field::First => first = Some(map.next_value()?),
+                        Field::Second => second = Some(map.next_value()?),
+                        Field::Other(name) => {
+                            others.push(name);
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                let first = first.ok_or_else(|| A::Error::missing_field("first"))?;
+                Ok(ByFields { first, unread: others, second: second.ok_or_else(|| A::Error::missing_field("second"))? })
+            }
+        }
+        deserializer.deserialize_struct("ByFields", &["first", "unread", "second"], Fields)
+    }
+}
+/// Read by hand, variant by variant.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+enum ByVariants {
+    Nothing,
+    Number(u64),
+}
+#[derive(Deserialize)]
+#[serde(variant_identifier)]
+enum Variant {
+    Nothing,
+    Number,
+}
+impl<'de> Deserialize<'de> for ByVariants {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Variants;
+        impl<'de> Visitor<'de> for Variants {
+            type Value = ByVariants;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a variant")
+            }
+            fn visit_enum<A: EnumAccess<'de>>(self, access: A) -> Result<ByVariants, A::Error> {
+                match access.variant()? {
+                    (Variant::Nothing, content) => content.unit_variant().map(|()| ByVariants::Nothing),
+                    (Variant::Number, content) => content.newtype_variant().map(ByVariants::Number),
+                }
+            }
+        }
+        deserializer.deserialize_enum("ByVariants", &["Nothing", "Number"], Variants)
+    }
+}
 #[serde_with::serde_as]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct SerdeAs {
@@ -352,6 +514,7 @@ pub(super) fn send(ways: &mut Ways) {
     variants(ways);
     tags(ways);
     conversions(ways);
+    by_hand(ways);
 }
 
 fn shapes(ways: &mut Ways) {
@@ -428,4 +591,31 @@ fn conversions(ways: &mut Ways) {
         OneOrMany { values: vec![TextOrBytes::Bytes(b"two".to_vec()), TextOrBytes::Text("texts".into())] };
         WithGetter { time: Remote { seconds: 5 } };
     }
+}
+
+fn by_hand(ways: &mut Ways) {
+    let fields = |second| ByFields { first: 1, unread: vec!["unread".into()], second };
+    equal! { ways:
+        WithEachApart { before: 1, number: 0xbeef, after: 2 }; Bounded { value: OnlyText(7), n: 1 }; Some(Bounded { value: 7_u8, n: 2 });
+        ByBorrowing { text: "borrowed".into() }; ByAnotherPath { x: -1, list: vec![1, 2] }; Expected { x: 1, y: -1 };
+        fields(Some(())); vec![fields(None), fields(Some(()))]; ByVariants::Nothing; vec![ByVariants::Number(u64::MAX), ByVariants::Nothing];
+    }
+    ways.beyond("a number for a struct", Unexpected { x: 1 }, Some("expected the corner of a house"));
+}
+
+#[test]
+fn each_attribute_of_the_page_on_values_is_sent() {
+    let page = include_str!("../../docs/guide/values.md");
+    let table = page.split("## What each attribute does").nth(1).unwrap().split("\n## ").next().unwrap();
+    let files = std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap().map(|entry| entry.unwrap().path());
+    let sources = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let sources: String = sources.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let of_serde = sources.split("#[serde(").skip(1).filter_map(|rest| rest.split(")]").next());
+    let used: BTreeSet<_> = of_serde.flat_map(|text| text.split(|c: char| !c.is_alphanumeric() && c != '_')).collect();
+    let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    // A feature is none, and `serde_with` has attributes of its own.
+    let cells = cells.filter(|cell| !cell.contains("(a feature of serde)") && !cell.contains("(serde_with)"));
+    let names: Vec<_> = cells.flat_map(|cell| cell.split('`').step_by(2)).collect();
+    let missing: Vec<_> = names.iter().filter(|name| !used.contains(name.split(['(', ' ']).next().unwrap())).collect();
+    assert!(names.len() > 30 && missing.is_empty(), "in no test: {missing:?}");
 }
