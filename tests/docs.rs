@@ -200,10 +200,11 @@ fn each_entry_of_the_troubleshooting_page_is_a_name_that_the_crate_prints_and_th
 }
 
 /// Texts that stand farther from the name than [`NEAR`], and in which file. `tests/help.rs` has most of these errors happen.
-const SAID_IN: [(&str, &str); 11] = [
+const SAID_IN: [(&str, &str); 12] = [
     ("cluster-refused", "cluster/link.rs"),
     ("damaged", "error/cause.rs"),
     ("forked", "error/cause.rs"),
+    ("manager-client", "manager/server/leader.rs"),
     ("no-runtime", "os/reactor.rs"),
     ("no-runtime", "wait/doorbell.rs"),
     ("owner-died", "sync/mutex.rs"),
@@ -244,6 +245,64 @@ fn texts_quoted_by_the_troubleshooting_page_stand_beside_the_names_of_their_entr
         }
     }
     assert!(quotes > 100, "{quotes}");
+}
+
+/// The calls of a macro or function in a text, each from its name to the parenthesis that closes it.
+fn calls<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let end = |from: usize| {
+        let (mut depth, mut is_text, mut is_escaped) = (0, false, false);
+        for (at, c) in text[from..].char_indices() {
+            match c {
+                '"' if !is_escaped => is_text = !is_text,
+                '(' if !is_text => depth += 1,
+                ')' if !is_text && depth == 1 => return from + at + 1,
+                ')' if !is_text => depth -= 1,
+                _ => {}
+            }
+            is_escaped = c == '\\' && !is_escaped;
+        }
+        panic!("no end of {name} in {:?}", &text[from..text.len().min(from + 80)])
+    };
+    text.match_indices(name).map(|(from, _)| &text[from..end(from)]).collect()
+}
+
+#[test]
+fn each_warning_has_a_short_name_and_its_text_is_on_the_troubleshooting_page() {
+    let troubles = troubles();
+    let is_quoted = |text: &str| {
+        let is_part = |quote: &&String| quote.split("..").all(|part| text.contains(part.trim()));
+        troubles.values().flatten().any(|quote| is_part(&quote))
+    };
+    let (mut warnings, mut lines) = (0, 0);
+    for path in files_below(&root().join("src"), "rs") {
+        let text = joined(&read(&path));
+        for call in ["tracing::warn!(", "tracing::error!("].iter().flat_map(|name| calls(&text, name)) {
+            warnings += 1;
+            assert!(call.contains("help"), "{}: {call} has no field `help`", path.display());
+            // The last literal is the message; one that stands in a constant or variable is printed to stderr too.
+            let message = call.rsplit('"').nth(1).unwrap();
+            assert!(message.starts_with('{') || is_quoted(message), "{}: {message:?}", path.display());
+        }
+        for call in calls(&text, "spawn::print_line(") {
+            lines += 1;
+            let has_name = ["{topic}", "Topic::"].iter().any(|name| call.contains(name));
+            assert!(has_name, "{}: {call} has no short name", path.display());
+        }
+    }
+    assert!(warnings > 25 && lines > 3, "{warnings} and {lines}");
+    let text = "a(\"(\"); a(b(\"\\\"\"), c); d()";
+    assert_eq!(calls(text, "a("), ["a(\"(\")", "a(b(\"\\\"\"), c)"]);
+}
+
+#[test]
+fn the_page_of_decisions_has_a_row_for_each_tool() {
+    let page = read("docs/guide/which-one.md");
+    let cells = page.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.split(" | ").nth(1));
+    let tools = "Process Group Supervised Pool apply map starmap imap imap_stream state checkout preload emit Task cluster in_process \
+        Queue JoinableQueue lease pipe simplex oneshot watch broadcast QueueSet connection Fd Lock RLock RwLock Semaphore \
+        BoundedSemaphore Event Condition Barrier CancellationToken Value Array SharedMemory Manager Batch Namespace service PoolService \
+        Dashboard MetricsReporter";
+    assert_eq!(lacks(&cells.collect::<Vec<_>>().join("\n"), tools), [""; 0]);
 }
 
 /// Those of joblib 1.6.

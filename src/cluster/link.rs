@@ -188,11 +188,18 @@ fn tell(pool: &str, event: &Event) {
             let help = Topic::ClusterUnavailable.name();
             tracing::warn!(pool, help, "the connection to the cluster's server is lost")
         }
-        Event::LameDuckMode => tracing::warn!(pool, "the cluster's server is about to stop"),
-        Event::SlowConsumer(_) => {
-            tracing::warn!(pool, "messages of the cluster come faster than they are read; some are lost")
+        Event::LameDuckMode => {
+            let help = Topic::ClusterUnavailable.name();
+            tracing::warn!(pool, help, "the cluster's server is about to stop")
         }
-        Event::ServerError(error) => tracing::warn!(pool, %error, "the cluster's server refused something"),
+        Event::SlowConsumer(_) => {
+            let help = Topic::ClusterSlow.name();
+            tracing::warn!(pool, help, "messages of the cluster come faster than they are read; some are lost")
+        }
+        Event::ServerError(error) => {
+            let help = Topic::ClusterRefused.name();
+            tracing::warn!(pool, %error, help, "the cluster's server refused something")
+        }
         Event::ClientError(error) => tracing::debug!(pool, %error, "the connection to the cluster's server"),
         Event::Draining | Event::Closed => {}
     }

@@ -164,7 +164,8 @@ pub fn run<F: Future>(future: F) -> F::Output {
     runtime.0.as_ref().expect("it is there until the drop").block_on(async {
         let output = future.await;
         if let Err(error) = children::wait_for_children().await {
-            tracing::warn!(%error, "cannot wait for the children that still run; they end with this process");
+            let help = Topic::WaitsForChildren.name();
+            tracing::warn!(%error, help, "cannot wait for the children that still run; they end with this process");
         }
         output
     })

@@ -236,7 +236,8 @@ fn warn_of_survivor(child: &Child) {
     let (name, pid, seconds) = (&child.info.name, child.info.pid, KILL_LIMIT.as_secs());
     spawn::print_line(&format!(
         "{name} (pid {pid}) was to be killed and still runs after {seconds} s; nobody waits for it any longer (may this process, or \
-         its fork server, send signals?)"
+         its fork server, send signals?) {}",
+        Topic::CannotKill
     ));
 }
 

@@ -381,10 +381,11 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 fn restart() -> Option<Arc<OwnedFd>> {
     let mut client = Client::get();
     if client.connection.as_ref().is_some_and(|connection| socket::is_hung_up(connection.socket.as_fd())) {
-        tracing::warn!(help = Topic::ForkServerKilled.name(), "the fork server was killed; starting another one");
+        let help = Topic::ForkServerKilled.name();
+        tracing::warn!(help, "the fork server was killed; starting another one");
         client.lose();
         if let Err(error) = client.connected(false) {
-            tracing::warn!(%error, "cannot restart the fork server; the next spawn tries again");
+            tracing::warn!(%error, help, "cannot restart the fork server; the next spawn tries again");
         }
     }
     client.connection.as_ref().map(|connection| connection.socket.clone())

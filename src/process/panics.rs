@@ -48,10 +48,11 @@ pub(crate) fn note_panics() {
 fn print_without_stack(panic: &PanicHookInfo<'_>, message: &str) {
     let (current, place) = (std::thread::current(), panic.location().map(|place| format!(" at {place}")));
     spawn::print_line(&format!(
-        "thread '{}' (pid {}) panicked{}: {message} (at the limit of the address space there is no room to find out its stack)",
+        "thread '{}' (pid {}) panicked{}: {message} (at the limit of the address space there is no room to find out its stack) {}",
         current.name().unwrap_or("<unnamed>"),
         std::process::id(),
-        place.unwrap_or_default()
+        place.unwrap_or_default(),
+        Topic::MemoryLimit
     ));
 }
 

@@ -234,7 +234,7 @@ impl ArrayCore {
             match taken {
                 Ok(Some(taken)) => return Some(taken),
                 Err(error) if Damage::is_in(&error) => {
-                    tracing::error!(%error, "an element is not set");
+                    tracing::error!(%error, help = Topic::Damaged.name(), "an element is not set");
                     return None;
                 }
                 _ => {}

@@ -6,7 +6,7 @@ use crate::cluster::messages::{HeldMessages, Message, Piece, Tasks};
 use crate::cluster::pieces;
 use crate::cluster::pulls::EXPIRES;
 use crate::cluster::roster::BEAT;
-use crate::error::Error;
+use crate::error::{Error, Topic};
 use crate::os::sync::lock;
 use async_nats::{Message as Arrived, StatusCode, Subject};
 use bytes::Bytes;
@@ -144,7 +144,8 @@ impl Service {
         let now = Instant::now();
         if self.complained.is_none_or(|last| now - last >= QUIET) {
             self.complained = Some(now);
-            tracing::warn!(pool = self.names().pool, why, "a message of the cluster pool that is no task was removed");
+            let (pool, help) = (&self.names().pool, Topic::ClusterGarbage.name());
+            tracing::warn!(pool, why, help, "a message of the cluster pool that is no task was removed");
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{Session, SessionEvent};
 use crate::cluster::messages::{Answer, Body, Message, Part, Piece, Wanted};
 use crate::cluster::pieces;
+use crate::error::Topic;
 use crate::os::sync::lock;
 use crate::pool::{EncodedResults, Order};
 use async_nats::Message as Arrived;
@@ -48,7 +49,8 @@ impl Session {
         let mut rest = bytes;
         for Part { order, first, count, len } in &answer.parts {
             if *len > rest.len() as u64 {
-                return tracing::warn!("an answer whose parts are longer than itself");
+                let help = Topic::ClusterGarbage.name();
+                return tracing::warn!(help, "an answer whose parts are longer than itself");
             }
             // The last part takes the memory as it is, if nobody else has it.
             let records = match *len as usize {
@@ -58,7 +60,8 @@ impl Session {
             if let Some(order) = message.orders.get_mut(*order as usize).and_then(Option::as_mut) {
                 let results = EncodedResults { first: *first, count: *count, records: records.into() };
                 if let Err(error) = order.settle(results) {
-                    tracing::warn!(%error, "an answer that fits no order");
+                    let help = Topic::ClusterGarbage.name();
+                    tracing::warn!(%error, help, "an answer that fits no order");
                 }
             }
         }

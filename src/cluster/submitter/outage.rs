@@ -20,7 +20,8 @@ impl Outage {
         self.is_silence = false;
         self.since.get_or_insert_with(Instant::now);
         if failure.is_final {
-            tracing::error!(error = %failure.error, "a cluster pool cannot work");
+            let help = Topic::ClusterRefused.name();
+            tracing::error!(error = %failure.error, help, "a cluster pool cannot work");
             self.lasting = Some(failure.error);
         } else {
             tracing::debug!(error = %failure.error, "a cluster pool waits");

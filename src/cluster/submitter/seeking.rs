@@ -3,6 +3,7 @@
 use super::sent::State;
 use super::{Session, SessionEvent};
 use crate::cluster::stream;
+use crate::error::Topic;
 use crate::os::sync::lock;
 use std::time::Instant;
 
@@ -48,15 +49,14 @@ impl Session {
                 sent.ignored = if has_free { sent.ignored + 1 } else { 0 };
                 // It is there, hosts have slots free, and the consumer does not hand it out.
                 if sent.ignored >= 4 {
-                    tracing::warn!(
-                        pool = self.names().pool,
-                        "a message that waits is not handed out; it is published anew"
-                    );
+                    let (pool, help) = (&self.names().pool, Topic::ClusterMessageLost.name());
+                    tracing::warn!(pool, help, "a message that waits is not handed out; it is published again");
                     self.publish_anew(number).await;
                 }
             }
             Some(false) => {
-                tracing::warn!(pool = self.names().pool, "the stream has lost a message; it is published again");
+                let (pool, help) = (&self.names().pool, Topic::ClusterMessageLost.name());
+                tracing::warn!(pool, help, "the stream has lost a message; it is published again");
                 self.publish_anew(number).await;
             }
         }

@@ -92,7 +92,8 @@ impl Server {
                 // Without a way to notice its end it must not end.
                 Err(error) => {
                     let error = Error::from(error);
-                    tracing::warn!(%error, "a handle on its way cannot be watched; its object stays")
+                    let help = Topic::ManagerClient.name();
+                    tracing::warn!(%error, help, "a handle on its way cannot be watched; its object stays")
                 }
             }
         });

@@ -41,7 +41,7 @@ use super::objects::{Holder, Objects};
 use super::poller::Poller;
 use super::state::{CHECK_EVERY, Connection, Event, Next, Overflow, Server, Task};
 use crate::connection::{ByteConnection, Listener};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Topic};
 use crate::manager::wire::greeting::{self, Setup};
 use crate::manager::wire::local::{HOST, Host, ServerEnd};
 use crate::manager::wire::messages;
@@ -75,6 +75,9 @@ const TURN: u32 = 32;
 const RUNNING: u64 = 1;
 const LEFT_BEHIND: u64 = 2;
 const ONE_CALL: u64 = 4;
+
+/// Of warnings about clients.
+const HELP: &str = Topic::ManagerClient.name();
 
 /// So often in a row the manager may fail to receive the ends of a new client.
 const INTAKE_FAILURES: u32 = 64;
@@ -291,7 +294,7 @@ impl Server {
             Event::Request((open, request)) => {
                 let connection = open.client.clone();
                 // The next request is taken only when this one has its place, for another thread may take it.
-                let cut_off = |error: &Error| tracing::warn!(%error, "a client of the manager is cut off");
+                let cut_off = |error: &Error| tracing::warn!(%error, help = HELP, "a client of the manager is cut off");
                 match request.and_then(|request| self.take_request(&connection, request).inspect_err(cut_off)) {
                     Ok(job) => {
                         self.poller.put_back(open);
@@ -326,7 +329,7 @@ impl Server {
             self.connection(self.last_connection.fetch_add(1, Relaxed) + 1, transport)
         });
         if let Err(error) = added {
-            tracing::warn!(%error, "a client of the manager could not be taken in");
+            tracing::warn!(%error, help = HELP, "a client of the manager could not be taken in");
         }
     }
 
@@ -343,7 +346,7 @@ impl Server {
     async fn take_peer(self: Arc<Self>, peer: ByteConnection) {
         match greeting::admit(self.id, &peer).await {
             Ok(()) => self.admit(|changed| Ok(Stream::open(peer, changed))),
-            Err(error) => tracing::warn!(%error, "a client from elsewhere was not let in"),
+            Err(error) => tracing::warn!(%error, help = HELP, "a client from elsewhere was not let in"),
         }
     }
 
@@ -359,7 +362,7 @@ impl Server {
                 }
                 // Messages that are there are not announced again, so they are tried again; ends that were lost are closed.
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock && failures < INTAKE_FAILURES => {
-                    tracing::warn!(%error, "a client of the manager could not be taken in");
+                    tracing::warn!(%error, help = HELP, "a client of the manager could not be taken in");
                     failures += 1;
                 }
                 _ => return,

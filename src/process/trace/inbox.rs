@@ -3,7 +3,7 @@
 
 use super::outbox::{LONGEST, dropped_before, records};
 use super::replay::{Caller, Replay};
-use crate::error::Error;
+use crate::error::{Error, Topic};
 use crate::os::fork;
 use crate::os::reactor::{self, Watched};
 use crate::os::socket::{self, Wait};
@@ -39,7 +39,8 @@ impl Traces {
             Ok((watched, ours, theirs)) => Some(Self { runtime, watched, ours, theirs, caller }),
             Err(error) => {
                 let error = Error::from(error);
-                tracing::warn!(%error, "what a child records by tracing cannot be forwarded");
+                let help = Topic::TracesDropped.name();
+                tracing::warn!(%error, help, "what a child records by tracing cannot be forwarded");
                 None
             }
         }
