@@ -131,3 +131,61 @@ async fn queues_and_managers_are_reported_also_when_a_manager_is_gone() {
     let figures = Figures::taken(&snapshotter);
     assert_eq!(figures.number("multiprocess_manager_up manager=state"), Some(0.0));
 }
+
+#[tokio::test]
+async fn items_of_a_queue_are_counted_whoever_puts_and_takes_them() {
+    let recorder = DebuggingRecorder::new();
+    let (snapshotter, _guard) = (recorder.snapshotter(), metrics::set_default_local_recorder(&recorder));
+    let queue = Queue::unbounded().unwrap();
+    let mut reporter = MetricsReporter::new().queue("jobs", &queue);
+    let mut counts = async || {
+        reporter.report().await;
+        let figures = Figures::taken(&snapshotter);
+        ["put", "taken"].map(|what| figures.number(&format!("multiprocess_queue_{what}_total queue=jobs")).unwrap())
+    };
+    assert_eq!(counts().await, [0.0, 0.0]);
+    let put = |queue: Queue<u32>| (0..5).for_each(|n| queue.try_put(n).unwrap());
+    mp::Process::spawn(put, (queue.clone(),)).unwrap().await.unwrap();
+    assert_eq!(queue.get().await.unwrap(), 0);
+    assert_eq!(counts().await, [5.0, 1.0]);
+    // One that comes back is not counted again.
+    drop(queue.try_lease().unwrap());
+    assert_eq!(counts().await, [5.0, 2.0]);
+    while queue.try_get().is_ok() {}
+    assert_eq!(counts().await, [5.0, 5.0]);
+}
+
+/// An object of a manager.
+struct Fragile(u32);
+
+#[tokio::test]
+async fn requests_and_failed_calls_of_a_manager_are_counted() {
+    let recorder = DebuggingRecorder::new();
+    let (snapshotter, _guard) = (recorder.snapshotter(), metrics::set_default_local_recorder(&recorder));
+    let manager = Manager::start().await.unwrap();
+    let mut reporter = MetricsReporter::new().manager("state", &manager);
+    let mut counts = async || {
+        reporter.report().await;
+        let figures = Figures::taken(&snapshotter);
+        let count = |what| figures.number(&format!("multiprocess_manager_{what}_total manager=state")).unwrap();
+        [count("requests"), count("failed_calls")]
+    };
+    let [before, failed] = counts().await;
+    assert_eq!(failed, 0.0);
+    let fragile = manager.create(Fragile, (1,)).await.unwrap();
+    for _ in 0..10 {
+        fragile.call(|fragile: &mut Fragile| fragile.0 += 1, ()).await.unwrap();
+    }
+    // Another thread leads after one that takes so long; what was counted stays.
+    let pause = Duration::from_millis(50);
+    fragile.call(|_: &mut Fragile, pause| std::thread::sleep(pause), (pause,)).await.unwrap();
+    for _ in 0..3 {
+        let failing = fragile.call(|fragile: &mut Fragile| assert!(fragile.0 == 0, "it is not"), ());
+        assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Panicked);
+    }
+    let [after, failed] = counts().await;
+    assert_eq!(failed, 3.0);
+    // The object was made, and this report counts, too.
+    assert!((16.0..32.0).contains(&(after - before)), "{before} and {after}");
+    manager.shutdown().await.unwrap();
+}

@@ -554,6 +554,12 @@ impl ChannelCore {
         self.ring.len().unwrap_or(0)
     }
 
+    /// Returns how many items were ever put, and how many taken, each modulo 2^32; `None` if the memory is damaged.
+    #[cfg(any(feature = "dashboard", feature = "metrics"))]
+    pub(super) fn passed(&self) -> Option<[u32; 2]> {
+        self.ring.passed().ok()
+    }
+
     /// Returns how many items are leased, or wait to be delivered again.
     fn leased(&self) -> usize {
         #[cfg(not(multiprocess_loom))]

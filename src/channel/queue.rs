@@ -521,6 +521,12 @@ macro_rules! queue_methods {
                 self.core.len()
             }
 
+            /// Returns how many items were ever put, and how many taken, each modulo 2^32; `None` if the memory is damaged.
+            #[cfg(any(feature = "dashboard", feature = "metrics"))]
+            pub(crate) fn passed(&self) -> Option<[u32; 2]> {
+                self.core.passed()
+            }
+
             /// Returns `true` if there is no item.
             ///
             /// ```

@@ -894,6 +894,13 @@ impl Ring {
         Ok(tail.count.wrapping_sub(head.count) as usize)
     }
 
+    /// Returns how many records were ever put, and how many taken, each modulo 2^32.
+    #[cfg(any(feature = "dashboard", feature = "metrics"))]
+    pub(super) fn passed(&self) -> io::Result<[u32; 2]> {
+        let (head, tail) = self.ends().map_err(|error| self.describe(error))?;
+        Ok([tail.count, head.count])
+    }
+
     /// Returns how many records there ever were, if none of them is left.
     pub(super) fn drained_at(&self) -> io::Result<Option<u32>> {
         let ends = self.check_closed().and_then(|_| self.ends());

@@ -163,7 +163,7 @@ mod tests {
     use std::sync::mpsc;
 
     fn queue(len: impl Fn() -> usize + Send + Sync + 'static) -> QueueSource {
-        QueueSource { name: "q".into(), capacity: None, len: Box::new(len) }
+        QueueSource { name: "q".into(), capacity: None, len: Box::new(len), passed: Box::new(|| None) }
     }
 
     #[tokio::test]

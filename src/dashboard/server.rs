@@ -288,11 +288,11 @@ async fn ask(shown: Managers, managers: Vec<ManagerSource>) {
         return;
     }
     loop {
-        let asked = managers.iter().map(|manager| timer::within(ASK, (manager.count_objects)()));
+        let asked = managers.iter().map(|manager| timer::within(ASK, (manager.counts)()));
         let answers = join_all(asked).await;
         for (manager, answer) in lock(&shown).iter_mut().zip(answers) {
             manager.objects = Some(match answer {
-                Ok(Ok(objects)) => Ok(objects),
+                Ok(Ok([objects, ..])) => Ok(objects as usize),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("has not answered within {ASK:?}")),
             });
@@ -399,7 +399,8 @@ mod tests {
 
     /// A page of more bytes than the kernel has room for, served to connections that are open for so long.
     async fn serve_large(limit: Duration) -> (DashboardHandle, Arc<AtomicUsize>) {
-        let queue = QueueSource { name: "q".repeat(PAGE), capacity: None, len: Box::new(|| 0) };
+        let queue =
+            QueueSource { name: "q".repeat(PAGE), capacity: None, len: Box::new(|| 0), passed: Box::new(|| None) };
         let recorder = Recorder::new(Vec::new(), vec![queue], Managers::default());
         let held = recorder.drawings.held();
         let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();

@@ -241,9 +241,8 @@ macro_rules! creates {
     )*};
 }
 
-async fn count_objects(link: Arc<Link>) -> Result<usize> {
-    let count: u64 = link.ask(link.request(messages::COUNT)).await?.part()?;
-    Ok(count as usize)
+async fn counts(link: Arc<Link>) -> Result<messages::Counts> {
+    link.ask(link.request(messages::COUNT)).await?.part()
 }
 
 impl Manager {
@@ -399,16 +398,17 @@ impl Manager {
     /// # Errors
     /// `Closed` if the manager is gone; `Timeout` and `Io` as [`create`](Self::create).
     pub async fn object_count(&self) -> Result<usize> {
-        count_objects(self.link.clone()).await
+        let [objects, ..] = counts(self.link.clone()).await?;
+        Ok(objects as usize)
     }
 
-    /// The same, to be asked again and again; it holds the manager as a proxy does.
+    /// The same and more, to be asked again and again; it holds the manager as a proxy does.
     #[cfg(any(feature = "dashboard", feature = "metrics"))]
-    pub(crate) fn object_counter(
+    pub(crate) fn counter(
         &self,
-    ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<usize>> + use<> {
+    ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<messages::Counts>> + use<> {
         let link = self.link.clone();
-        move || Box::pin(count_objects(link.clone()))
+        move || Box::pin(counts(link.clone()))
     }
 
     /// Ends the manager and waits for its process. Pending calls fail with `Closed`.

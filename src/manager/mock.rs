@@ -5,7 +5,7 @@ use crate::manager::client::namespace::Names;
 use crate::manager::server::leader::start;
 use crate::manager::server::state::Server;
 use crate::manager::wire::greeting::{Id, Setup};
-use crate::manager::wire::messages::COUNT;
+use crate::manager::wire::messages::{COUNT, Counts};
 use crate::manager::wire::method::Exposed;
 use crate::os::socket::packet_pair;
 use crate::os::sync::lock;
@@ -64,7 +64,8 @@ fn link(connector: &OwnedFd) -> Arc<Link> {
 }
 
 async fn count(link: &Arc<Link>) -> u64 {
-    link.ask(link.request(COUNT)).await.unwrap().part().unwrap()
+    let [objects, ..]: Counts = link.ask(link.request(COUNT)).await.unwrap().part().unwrap();
+    objects
 }
 
 impl TestManager {

@@ -42,4 +42,6 @@ pub use client::proxy::{Batch, Proxy, Replies, Ticket};
 pub use client::queue::QueueProxy;
 pub use client::value::{ArrayProxy, ValueProxy};
 pub use manager::{Manager, ManagerBuilder, ManagerConnect};
+#[cfg(any(feature = "dashboard", feature = "metrics"))]
+pub(crate) use wire::messages::Counts;
 pub use wire::method::{Exposed, Maker, Method};

@@ -54,11 +54,19 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// | `multiprocess_pool_run_seconds` | histogram | `pool` | run time of an item |
 /// | `multiprocess_queue_items` | gauge | `queue` | items in a queue |
 /// | `multiprocess_queue_capacity` | gauge | `queue` | items that a bounded queue takes |
+/// | `multiprocess_queue_put_total` | counter | `queue` | items that were put into a queue, by any process, since it was created |
+/// | `multiprocess_queue_taken_total` | counter | `queue` | items that were taken, also on lease; one that comes back is not counted again |
 /// | `multiprocess_manager_up` | gauge | `manager` | 1 if the manager answered within a second, otherwise 0 |
 /// | `multiprocess_manager_objects` | gauge | `manager` | objects of a manager |
+/// | `multiprocess_manager_requests_total` | counter | `manager` | what a manager has begun: calls, batches, handles that were dropped, reports like this one |
+/// | `multiprocess_manager_failed_calls_total` | counter | `manager` | calls that it answered by an error: a panic, arguments that cannot be read, a function that is not exposed |
 ///
 /// # Accuracy
 /// Times are known to within a factor of two, as in [`Histogram`]: each is recorded as three quarters of the limit of its bucket.
+///
+/// How long items stay in a queue and how long calls of a manager take is not reported: each would read the clock twice, also in
+/// programs that report nothing. Nor are bytes. What is reported is known without that. The counters of a queue are right as long
+/// as fewer than 2^32 items pass between two reports, and before the first.
 ///
 /// # Cost
 /// A report takes the lock of each pool once and reads one small file of /proc per worker. The recorder takes one sample per item for
@@ -72,6 +80,8 @@ pub struct MetricsReporter {
     sources: Sources,
     /// Of each pool.
     reported: Vec<Reported>,
+    /// Of each queue.
+    passed: Vec<Passed>,
 }
 
 /// Times of a pool as they were reported last: recorders of histograms take what came since.
@@ -79,6 +89,14 @@ pub struct MetricsReporter {
 struct Reported {
     waits: Histogram,
     runs: Histogram,
+}
+
+/// How many items were put into a queue, and how many taken.
+#[derive(Default)]
+struct Passed {
+    /// As the queue counted them at the last report, modulo 2^32.
+    counted: [u32; 2],
+    totals: [u64; 2],
 }
 
 impl MetricsReporter {
@@ -97,12 +115,14 @@ impl MetricsReporter {
     /// Adds a queue. Its figures have the label `queue` with this name.
     pub fn queue<T: Item>(mut self, name: impl Into<String>, queue: &Queue<T>) -> Self {
         self.sources.add_queue(name.into(), queue);
+        self.passed.push(Passed::default());
         self
     }
 
     /// Adds a joinable queue. Its figures have the label `queue` with this name.
     pub fn joinable_queue<T: Item>(mut self, name: impl Into<String>, queue: &JoinableQueue<T>) -> Self {
         self.sources.add_joinable_queue(name.into(), queue);
+        self.passed.push(Passed::default());
         self
     }
 
@@ -120,13 +140,17 @@ impl MetricsReporter {
         let are_there: Vec<bool> = pools.map(|(reported, pool)| reported.report(pool)).collect();
         retain(&mut self.sources.pools, &are_there);
         retain(&mut self.reported, &are_there);
-        self.sources.queues.iter().for_each(report_queue);
+        self.sources.queues.iter().zip(&mut self.passed).for_each(|(queue, passed)| passed.report(queue));
         for manager in &self.sources.managers {
-            let (name, answer) = (&manager.name, timer::within(ANSWER, (manager.count_objects)()).await);
-            let objects = answer.ok().and_then(Result::ok);
-            gauge!("multiprocess_manager_up", "manager" => name.clone()).set(f64::from(u8::from(objects.is_some())));
-            let objects = objects.unwrap_or_default() as f64;
-            gauge!("multiprocess_manager_objects", "manager" => name.clone()).set(objects);
+            let (name, answer) = (&manager.name, timer::within(ANSWER, (manager.counts)()).await);
+            let counts = answer.ok().and_then(Result::ok);
+            gauge!("multiprocess_manager_up", "manager" => name.clone()).set(f64::from(u8::from(counts.is_some())));
+            let [objects, ..] = counts.unwrap_or_default();
+            gauge!("multiprocess_manager_objects", "manager" => name.clone()).set(objects as f64);
+            if let Some([_, requests, failed]) = counts {
+                counter!("multiprocess_manager_requests_total", "manager" => name.clone()).absolute(requests);
+                counter!("multiprocess_manager_failed_calls_total", "manager" => name.clone()).absolute(failed);
+            }
         }
     }
 
@@ -154,10 +178,20 @@ fn retain<T>(all: &mut Vec<T>, are_there: &[bool]) {
     all.retain(|_| are_there.next() == Some(&true));
 }
 
-fn report_queue(queue: &QueueSource) {
-    gauge!("multiprocess_queue_items", "queue" => queue.name.clone()).set((queue.len)() as f64);
-    if let Some(capacity) = queue.capacity {
-        gauge!("multiprocess_queue_capacity", "queue" => queue.name.clone()).set(capacity as f64);
+impl Passed {
+    fn report(&mut self, queue: &QueueSource) {
+        gauge!("multiprocess_queue_items", "queue" => queue.name.clone()).set((queue.len)() as f64);
+        if let Some(capacity) = queue.capacity {
+            gauge!("multiprocess_queue_capacity", "queue" => queue.name.clone()).set(capacity as f64);
+        }
+        let Some(counted) = (queue.passed)() else { return };
+        let before = std::mem::replace(&mut self.counted, counted);
+        for ((total, now), before) in self.totals.iter_mut().zip(counted).zip(before) {
+            *total += u64::from(now.wrapping_sub(before));
+        }
+        let [put, taken] = self.totals;
+        counter!("multiprocess_queue_put_total", "queue" => queue.name.clone()).absolute(put);
+        counter!("multiprocess_queue_taken_total", "queue" => queue.name.clone()).absolute(taken);
     }
 }
 
@@ -233,6 +267,10 @@ fn describe() {
             "Workers that ended after their share, their age or for their size",
         ),
         ("multiprocess_pool_workers_restarted_total", "Workers that died or were killed, and were replaced"),
+        ("multiprocess_queue_put_total", "Items that were put into a queue"),
+        ("multiprocess_queue_taken_total", "Items that were taken from a queue"),
+        ("multiprocess_manager_requests_total", "Requests that a manager has begun"),
+        ("multiprocess_manager_failed_calls_total", "Calls that a manager answered by an error"),
     ];
     counters.iter().for_each(|(name, meaning)| describe_counter!(*name, Unit::Count, *meaning));
     let gauges = [

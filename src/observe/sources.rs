@@ -2,7 +2,7 @@
 
 use crate::channel::{Item, JoinableQueue, Queue};
 use crate::error::Result;
-use crate::manager::Manager;
+use crate::manager::{Counts, Manager};
 use crate::pool::{Pool, StatsSource};
 use futures_util::future::BoxFuture;
 use std::fmt;
@@ -24,11 +24,14 @@ pub(crate) struct QueueSource {
     pub(crate) name: String,
     pub(crate) capacity: Option<usize>,
     pub(crate) len: Box<dyn Fn() -> usize + Send + Sync>,
+    /// How many items were ever put, and how many taken, each modulo 2^32.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
+    pub(crate) passed: Box<dyn Fn() -> Option<[u32; 2]> + Send + Sync>,
 }
 
 pub(crate) struct ManagerSource {
     pub(crate) name: String,
-    pub(crate) count_objects: Box<dyn Fn() -> BoxFuture<'static, Result<usize>> + Send + Sync>,
+    pub(crate) counts: Box<dyn Fn() -> BoxFuture<'static, Result<Counts>> + Send + Sync>,
 }
 
 impl Sources {
@@ -37,17 +40,19 @@ impl Sources {
     }
 
     pub(crate) fn add_queue<T: Item>(&mut self, name: String, queue: &Queue<T>) {
-        let (capacity, queue) = (queue.capacity(), queue.clone());
-        self.queues.push(QueueSource { name, capacity, len: Box::new(move || queue.len()) });
+        let (capacity, queue, same) = (queue.capacity(), queue.clone(), queue.clone());
+        let (len, passed) = (Box::new(move || queue.len()), Box::new(move || same.passed()));
+        self.queues.push(QueueSource { name, capacity, len, passed });
     }
 
     pub(crate) fn add_joinable_queue<T: Item>(&mut self, name: String, queue: &JoinableQueue<T>) {
-        let (capacity, queue) = (queue.capacity(), queue.clone());
-        self.queues.push(QueueSource { name, capacity, len: Box::new(move || queue.len()) });
+        let (capacity, queue, same) = (queue.capacity(), queue.clone(), queue.clone());
+        let (len, passed) = (Box::new(move || queue.len()), Box::new(move || same.passed()));
+        self.queues.push(QueueSource { name, capacity, len, passed });
     }
 
     pub(crate) fn add_manager(&mut self, name: String, manager: &Manager) {
-        self.managers.push(ManagerSource { name, count_objects: Box::new(manager.object_counter()) });
+        self.managers.push(ManagerSource { name, counts: Box::new(manager.counter()) });
     }
 
     #[cfg(feature = "metrics")]

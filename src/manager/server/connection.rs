@@ -14,6 +14,7 @@ use crate::os::sync::lock;
 use crate::wire::EncodedMessage;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use tokio::io::Interest;
 
 impl End for Connection {
@@ -101,6 +102,12 @@ impl Server {
         self.poller.changed.notify_one();
     }
 
+    fn counts(&self) -> messages::Counts {
+        // Without the namespace that is always there.
+        let objects = self.objects.len().saturating_sub(1) as u64;
+        [objects, self.begun(), self.failed.load(Relaxed)]
+    }
+
     /// Does what a request asks for. A call is returned if it can go on, and waits in line at its object if not.
     pub(crate) fn take_request(
         self: &Arc<Self>,
@@ -174,8 +181,7 @@ impl Server {
             kind @ (messages::COUNT | messages::WHERE | messages::END) => {
                 let mut answer = Writer::answer(reader.number()?, connection.clone());
                 match kind {
-                    // Without the namespace that is always there.
-                    messages::COUNT => answer.append_part(&(self.objects.len().saturating_sub(1) as u64))?,
+                    messages::COUNT => answer.append_part(&self.counts())?,
                     messages::WHERE => {
                         answer.append_part(&self.listener.as_ref().map(|listener| listener.local_addr()))?
                     }

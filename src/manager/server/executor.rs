@@ -55,7 +55,7 @@ impl Server {
         while let Some(mut job) = prepared {
             prepared = match (job.next.take(), job.object.take()) {
                 (Some(next), Some(object)) => {
-                    let has_to_wait = run(&object, next, &mut job);
+                    let has_to_wait = self.run(&object, next, &mut job);
                     fault::point("manager.ran");
                     self.retry(&object, todo);
                     let job = if has_to_wait {
@@ -90,7 +90,7 @@ impl Server {
             }
             let (count, mut left) = (parked.len(), Vec::new());
             for mut job in parked {
-                let has_to_wait = job.next.take().is_some_and(|next| run(object, next, &mut job));
+                let has_to_wait = job.next.take().is_some_and(|next| self.run(object, next, &mut job));
                 // It has only one operation, so it is done if it need not wait.
                 if has_to_wait { left.push(job) } else { todo.push_back(job) }
             }
@@ -111,7 +111,7 @@ impl Server {
             let (op, arguments) = match frame.reader.op().and_then(|op| Ok((op, frame.reader.value()?))) {
                 Ok(next) => next,
                 Err(error) => {
-                    frame.out.error(&error);
+                    self.fail(&mut frame.out, &error);
                     job.left = 0;
                     return Some(job);
                 }
@@ -119,7 +119,7 @@ impl Server {
             frame.arguments = Some(arguments);
             if self.exposed.as_ref().is_some_and(|exposed| !exposed.contains(&op.entry)) {
                 let error = Error::other("this function is not exposed by the manager");
-                frame.out.error(&error.explained_by(Topic::NotExposed));
+                self.fail(&mut frame.out, &error.explained_by(Topic::NotExposed));
             } else if op.object == messages::MAKER {
                 job.next = Some(Next::Run(op));
             } else if let Some(object) = has.filter(|has| has.number == op.object && has.is_nobody_waiting()) {
@@ -131,7 +131,7 @@ impl Server {
                 (job.next, job.object) = (Some(Next::Run(op)), Some(object.clone()));
                 return object.take_turn(job);
             } else {
-                frame.out.error(&Error::closed("object of this proxy"));
+                self.fail(&mut frame.out, &Error::closed("object of this proxy"));
             }
         }
         Some(job)
@@ -150,48 +150,54 @@ impl Server {
             self.objects.add_as(number, value, holder);
             job.frame.out.reference(number)
         });
-        made.unwrap_or_else(|error| job.frame.out.error(&error));
+        made.unwrap_or_else(|error| self.fail(&mut job.frame.out, &error));
     }
-}
 
-/// Runs one operation of a job on an object whose turn is held. True if it has to wait, and is the job's next again.
-fn run(object: &Object<Box<Job>>, next: Next, job: &mut Job) -> bool {
-    let outer = AT_WORK_ON.replace(object.number);
-    let mut value = lock(&object.value).take();
-    match next {
-        Next::Run(op) => {
-            let frame = &mut job.frame;
-            frame.object = value.take();
-            LAST_ENTRY.set(Some(op.entry));
-            let result = frame.enter(&op);
-            value = frame.object.take();
-            if let Some(settle) = frame.wait.as_ref().and_then(|wait| wait.settle) {
-                object.settle.get_or_init(|| settle);
-            }
-            let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(|wait| wait.kept.is_some());
-            if let Err(error) = result {
-                frame.out.error(&error);
-            }
-            job.next = has_to_wait.then_some(Next::Run(op));
-        }
-        Next::Settle(ticket, end) => {
-            let is_its = |job: &mut Box<Job>| job.frame.wait.as_ref().is_some_and(|wait| wait.now.ticket == ticket);
-            let waited: Vec<_> = lock(&object.parked).extract_if(.., is_its).collect();
-            if let (Some(settle), Some(value)) = (object.settle.get(), &mut value) {
-                survive(|| settle(&mut **value, ticket, end));
-            }
-            survive(|| drop(waited));
-        }
-        Next::Expire(ticket) => {
-            let mut parked = lock(&object.parked);
-            let mut waits = parked.iter_mut().filter_map(|job| job.frame.wait.as_mut());
-            // It is tried again, as all are.
-            waits.find(|wait| wait.now.ticket == ticket).into_iter().for_each(|wait| wait.now.is_late = true);
-        }
+    /// Answers a call by an error.
+    fn fail(&self, answer: &mut Writer, error: &Error) {
+        self.failed.fetch_add(1, Relaxed);
+        answer.error(error);
     }
-    *lock(&object.value) = value;
-    AT_WORK_ON.set(outer);
-    job.next.is_some()
+
+    /// Runs one operation of a job on an object whose turn is held. True if it has to wait, and is the job's next again.
+    fn run(&self, object: &Object<Box<Job>>, next: Next, job: &mut Job) -> bool {
+        let outer = AT_WORK_ON.replace(object.number);
+        let mut value = lock(&object.value).take();
+        match next {
+            Next::Run(op) => {
+                let frame = &mut job.frame;
+                frame.object = value.take();
+                LAST_ENTRY.set(Some(op.entry));
+                let result = frame.enter(&op);
+                value = frame.object.take();
+                if let Some(settle) = frame.wait.as_ref().and_then(|wait| wait.settle) {
+                    object.settle.get_or_init(|| settle);
+                }
+                let has_to_wait = result.is_ok() && frame.wait.as_ref().is_some_and(|wait| wait.kept.is_some());
+                if let Err(error) = result {
+                    self.fail(&mut frame.out, &error);
+                }
+                job.next = has_to_wait.then_some(Next::Run(op));
+            }
+            Next::Settle(ticket, end) => {
+                let is_its = |job: &mut Box<Job>| job.frame.wait.as_ref().is_some_and(|wait| wait.now.ticket == ticket);
+                let waited: Vec<_> = lock(&object.parked).extract_if(.., is_its).collect();
+                if let (Some(settle), Some(value)) = (object.settle.get(), &mut value) {
+                    survive(|| settle(&mut **value, ticket, end));
+                }
+                survive(|| drop(waited));
+            }
+            Next::Expire(ticket) => {
+                let mut parked = lock(&object.parked);
+                let mut waits = parked.iter_mut().filter_map(|job| job.frame.wait.as_mut());
+                // It is tried again, as all are.
+                waits.find(|wait| wait.now.ticket == ticket).into_iter().for_each(|wait| wait.now.is_late = true);
+            }
+        }
+        *lock(&object.value) = value;
+        AT_WORK_ON.set(outer);
+        job.next.is_some()
+    }
 }
 
 impl Job {

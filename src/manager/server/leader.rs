@@ -5,7 +5,7 @@
 //! and another thread leads on. So a slow object delays only its own callers, which wait in its queue.
 //!
 //! # State
-//! `pulse`, of the present leader: how many calls it has begun, `RUNNING` while it is outside of the runtime, and
+//! `pulse`, of the present leader: how much it has begun, `RUNNING` while it is outside of the runtime, and
 //! `LEFT_BEHIND`. `is_watcher_asleep`: the watcher sleeps until it is called.
 //!
 //! # Moves
@@ -112,6 +112,8 @@ pub(crate) fn start(setup: Setup, names: Box<dyn Any + Send>) -> Result<Arc<Serv
         spin: Spin::default(),
         ended: Mutex::default(),
         pulse: Mutex::default(),
+        begun_before: AtomicU64::new(0),
+        failed: AtomicU64::new(0),
         is_watcher_asleep: AtomicBool::new(false),
         watcher: std::thread::current(),
         overflow: Overflow::default(),
@@ -180,10 +182,19 @@ impl Server {
     fn leave_behind(self: &Arc<Self>, pulse: &AtomicU64, seen: u64) {
         if pulse.compare_exchange(seen, seen | LEFT_BEHIND, SeqCst, SeqCst).is_ok() {
             let new = Arc::<AtomicU64>::default();
-            *lock(&self.pulse) = new.clone();
+            let mut present = lock(&self.pulse);
+            *present = new.clone();
+            self.begun_before.fetch_add(seen / ONE_CALL, Relaxed);
+            drop(present);
             // At least one can, once it is done: that which is left behind.
             let _ = self.overflow.run(self, Task::Lead(new));
         }
+    }
+
+    /// Returns how much all leaders have begun: requests, and handles in messages that have ended.
+    pub(crate) fn begun(&self) -> u64 {
+        let present = lock(&self.pulse);
+        self.begun_before.load(Relaxed) + present.load(Relaxed) / ONE_CALL
     }
 
     fn sleep_until_called(&self, pulse: &AtomicU64, seen: u64) {

@@ -35,6 +35,10 @@ pub(crate) struct Server {
     /// Leases that have ended.
     pub(crate) ended: Mutex<VecDeque<Holder>>,
     pub(crate) pulse: Mutex<Arc<AtomicU64>>,
+    /// How much the leaders before the present one have begun.
+    pub(crate) begun_before: AtomicU64,
+    /// Calls that failed here.
+    pub(crate) failed: AtomicU64,
     pub(crate) is_watcher_asleep: AtomicBool,
     pub(crate) watcher: Thread,
     pub(crate) overflow: Overflow,

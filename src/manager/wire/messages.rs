@@ -31,7 +31,7 @@ pub(crate) const CLAIM: u8 = 3;
 pub(crate) const CLAIMED: u8 = 4;
 /// Request: a handle was dropped.
 pub(crate) const RELEASE: u8 = 5;
-/// Request: answer the number of objects.
+/// Request: answer the [`Counts`].
 pub(crate) const COUNT: u8 = 6;
 /// Request: end the manager.
 pub(crate) const END: u8 = 7;
@@ -43,6 +43,9 @@ pub(crate) const SETTLE: u8 = 9;
 pub(crate) const WHERE: u8 = 10;
 /// Request: the time of this request is over.
 pub(crate) const EXPIRE: u8 = 11;
+
+/// What a manager knows of itself: its objects, the requests that it has taken, the calls that failed in it.
+pub(crate) type Counts = [u64; 3];
 
 /// An answer's part: a value.
 pub(crate) const VALUE: u8 = 0;
