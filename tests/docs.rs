@@ -558,20 +558,6 @@ const UNNAMED: [(&str, &str); 62] = [
     ("WorkerStats", "workers"),
 ];
 
-/// These need servers of NATS, certificates, a browser, or strangers to be kept out: a page of the guide has each, by this word.
-const IN_THE_GUIDE: [(&str, &str, &str); 10] = [
-    ("Address", "many-machines.md", "Address"),
-    ("Dashboard", "observing.md", "Dashboard"),
-    ("DashboardHandle", "observing.md", "dashboard"),
-    ("Exposed", "from-python.md", "Exposed"),
-    ("HostInfo", "many-machines.md", "HostInfo"),
-    ("Served", "many-machines.md", "Served"),
-    ("Serving", "many-machines.md", "Serving"),
-    ("Storage", "many-machines.md", "Storage"),
-    ("WorkerDeath", "observing.md", "deaths"),
-    ("rustls", "where-it-runs.md", "rustls"),
-];
-
 #[test]
 fn every_public_name_is_in_an_example() {
     let words = |text: &str| -> BTreeSet<String> {
@@ -586,17 +572,11 @@ fn every_public_name_is_in_an_example() {
         modules.filter(|path| path.exists() && !private.contains(path)).flat_map(|path| public_names(&path)).collect();
     assert!(names.len() > 130 && names.contains("Queue") && names.contains("active_children"), "{names:?}");
     let unnamed: BTreeMap<_, _> = UNNAMED.into_iter().collect();
-    let in_the_guide: BTreeMap<_, _> =
-        IN_THE_GUIDE.into_iter().map(|(name, page, word)| (name, (page, word))).collect();
-    let is_shown = |name: &&String| {
-        let made = unnamed.get(&***name).is_some_and(|call| programs.contains(*call));
-        let told = in_the_guide.get(&***name);
-        let told = told.is_some_and(|(page, word)| words(&read(Path::new("docs/guide").join(page))).contains(*word));
-        programs.contains(*name) || made || told
-    };
+    let is_shown =
+        |name: &&String| programs.contains(*name) || unnamed.get(&***name).is_some_and(|call| programs.contains(*call));
     let missing: Vec<_> = names.iter().filter(|name| !is_shown(name)).collect();
     assert!(missing.is_empty(), "in no example: {missing:?}");
-    let gone: Vec<_> = unnamed.keys().chain(in_the_guide.keys()).filter(|name| !names.contains(**name)).collect();
+    let gone: Vec<_> = unnamed.keys().filter(|name| !names.contains(**name)).collect();
     assert!(gone.is_empty(), "no public names (any more): {gone:?}");
 }
 

@@ -18,9 +18,9 @@ use axum::http::{StatusCode, header::CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::get, routing::post};
 use bytes::Bytes;
-use multiprocess::{self as mp, ErrorKind, Pool, Retry, cluster::Address};
+use multiprocess::cluster::{Address, HostInfo, Served, Serving, Storage};
+use multiprocess::{self as mp, ErrorKind, Pool, Retry};
 use std::error::Error;
-use std::fmt::Write;
 use std::io::Cursor;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -70,24 +70,28 @@ async fn stats(State(pool): State<Pool>) -> String {
         "{} waiting, {} running, {} done, {} refused, {} handed out again\n",
         stats.queued, stats.running, totals.done, totals.rejected, stats.redelivered
     );
-    for host in hosts {
-        let _ = writeln!(text, "host {} (pid {}): {} of {} slots busy", host.name, host.pid, host.busy, host.slots);
-    }
+    text.extend(hosts.iter().map(line_of));
     text
+}
+
+fn line_of(host: &HostInfo) -> String {
+    format!("host {} (pid {}): {} of {} slots busy\n", host.name, host.pid, host.busy, host.slots)
 }
 
 async fn serve(address: Address) -> mp::Result<()> {
     let pool = Pool::builder().memory_limit(MEMORY).build()?;
-    let mut serving = pool.serve(address);
-    let served = tokio::select! {
-        served = &mut serving => served?,
+    println!("{:?}", until_stopped(pool.serve(address)).await?);
+    Ok(())
+}
+
+async fn until_stopped(mut serving: Serving) -> mp::Result<Served> {
+    tokio::select! {
+        served = &mut serving => served,
         _ = mp::shutdown_signal() => {
             serving.drain(Duration::from_secs(30));
-            serving.await?
+            serving.await
         }
-    };
-    println!("{served:?}");
-    Ok(())
+    }
 }
 
 async fn web(address: Address, listen: String) -> Result<(), Box<dyn Error>> {
@@ -102,10 +106,12 @@ async fn web(address: Address, listen: String) -> Result<(), Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let url = std::env::var("THUMBS_URL").unwrap_or_else(|_| "nats://127.0.0.1:4222/thumbs".into());
+    // A request that waits ends with its client, so it need not outlive the server. If that is restarted, it is sent again.
+    let address = Address::new(url).storage(Storage::Memory).most_waiting(10_000, 64 << 20);
     mp::run(async {
         match std::env::args().nth(1) {
-            Some(word) if word == "serve" => Ok(serve(Address::new(url)).await?),
-            listen => web(Address::new(url), listen.unwrap_or_else(|| "127.0.0.1:8080".into())).await,
+            Some(word) if word == "serve" => Ok(serve(address).await?),
+            listen => web(address, listen.unwrap_or_else(|| "127.0.0.1:8080".into())).await,
         }
     })
 }

@@ -1,4 +1,4 @@
-//! A web service of axum whose CPU work is a pool under layers of `tower`, with its figures for Prometheus.
+//! A web service of axum whose CPU work is a pool under layers of `tower`, with its figures for Prometheus and on a page of its own.
 //!
 //! | what | where | answer |
 //! |---|---|---|
@@ -8,7 +8,7 @@
 //! | work that panics or crashes | the pool | 500 |
 //!
 //! `GET /primes/N` counts primes, `GET /metrics` has the figures. Known answers are in a dictionary of a manager, and each request is a line of a log that a process
-//! of its own writes, so the figures of a manager and of a queue are there too.
+//! of its own writes, so the figures of a manager and of a queue are there too. The address of the page, which only this machine can read, is on stderr.
 //!
 //! `cargo run --release -p multiprocess-ecosystem --example service 127.0.0.1:8080` serves until SIGTERM or Ctrl-C.
 
@@ -16,7 +16,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Router, routing::get};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use multiprocess::{self as mp, DictProxy, Manager, MetricsReporter, Pool, Process, Queue};
+use multiprocess::{self as mp, Dashboard, DashboardHandle, DictProxy, Manager, MetricsReporter, Pool, Process, Queue};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -95,6 +95,12 @@ async fn figures(State(service): State<Service>) -> String {
     service.prometheus.render()
 }
 
+/// Serves a page of them, until the handle is dropped.
+async fn show(pool: &Pool, log: &Queue<String>, manager: &Manager) -> mp::Result<DashboardHandle> {
+    let dashboard = Dashboard::new().pool("primes", pool).queue("log", log).manager("known", manager);
+    dashboard.serve("127.0.0.1:0").await
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     mp::run(async {
         // After `run` has begun, so that workers have no recorder, which they would keep to themselves.
@@ -107,6 +113,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let log = Queue::bounded(1024)?;
         // Ctrl-C in a terminal is for the service alone.
         let logger = Process::builder().shield_signals(true).spawn(write_log, (log.clone(),))?;
+        let dashboard = show(&pool, &log, &manager).await?;
+        eprintln!("a page with all of it: {}", dashboard.url());
         let reporter = MetricsReporter::new().pool("primes", &pool).queue("log", &log).manager("known", &manager);
         let reporter = Arc::new(Mutex::new(reporter));
         let service = Service { work: layers_around(&pool), known, log: log.clone(), reporter, prometheus };

@@ -8,7 +8,7 @@
 //!
 //! All it shows is in `Pool::stats`, which any program can read a few times a second.
 
-use multiprocess::{self as mp, Pool, PoolStats};
+use multiprocess::{self as mp, Pool, PoolStats, WorkerDeath};
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -123,14 +123,15 @@ impl Top {
     }
 
     fn draw_deaths(&self, frame: &mut Frame, area: Rect) {
-        let lines = self.stats.deaths.iter().rev().map(|death| {
-            let ago = format!("{:.0} s ago: ", death.at.elapsed().as_secs_f64());
-            let why = death.why.replace('\n', " ");
-            Line::from_iter([Span::styled(ago, VERMILION), Span::raw(why)])
-        });
-        let deaths = Paragraph::new(lines.collect::<Vec<_>>()).wrap(Wrap { trim: true });
+        let lines: Vec<_> = self.stats.deaths.iter().rev().map(line_of).collect();
+        let deaths = Paragraph::new(lines).wrap(Wrap { trim: true });
         frame.render_widget(deaths.block(Block::bordered().title(" deaths ")), area);
     }
+}
+
+fn line_of(death: &WorkerDeath) -> Line<'static> {
+    let ago = format!("{:.0} s ago: ", death.at.elapsed().as_secs_f64());
+    Line::from_iter([Span::styled(ago, VERMILION), Span::raw(death.why.replace('\n', " "))])
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

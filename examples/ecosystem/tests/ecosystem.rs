@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-const TESTED: [&str; 3] = ["matrix", "one_trace", "service"];
+const TESTED: [&str; 4] = ["encrypted", "matrix", "one_trace", "service"];
 
 #[test]
 fn every_program_of_the_folder_has_a_test() {
@@ -42,6 +42,11 @@ fn two_processes_fill_a_matrix_that_a_third_sees() {
     let (shown, wrong) = text.split_once("a wrong shape: ").unwrap();
     assert_eq!(shown, printed);
     assert!(wrong.starts_with("an array of 24 elements cannot be seen in this shape"), "{wrong}");
+}
+
+#[test]
+fn a_process_and_a_listener_talk_through_tls() {
+    assert_eq!(output_of("encrypted"), "asked: Who is there?\nanswered: A listener.\n");
 }
 
 /// A line that `one_trace` prints.
@@ -205,7 +210,7 @@ fn service_under_layers_of_tower_answers_sheds_and_is_scraped() {
         assert!(!samples.is_empty() && samples.iter().all(is_of_its_kind), "{name}: {samples:?}");
         assert!(scrape.docs.contains_key(&name), "{name} has no description");
     }
-    assert_eq!(listed().len(), 14);
+    assert_eq!(listed().len(), 18);
 
     let items = |outcome| figure(&scrape, "multiprocess_pool_items_total", &[pool, ("outcome", outcome)]);
     assert_eq!(
@@ -222,6 +227,13 @@ fn service_under_layers_of_tower_answers_sheds_and_is_scraped() {
     let Value::Histogram(buckets) = &sample(&scrape, "multiprocess_pool_run_seconds", &[pool]).value else { panic!() };
     assert!(buckets.windows(2).all(|two| two[0].count <= two[1].count) && buckets.last().unwrap().count >= 3.0);
     assert_eq!(figure(&scrape, "multiprocess_queue_capacity", &[("queue", "log")]), 1024.0);
+    let [put, taken] =
+        ["put", "taken"].map(|what| figure(&scrape, &format!("multiprocess_queue_{what}_total"), &[("queue", "log")]));
+    let lines = service.statuses.lock().unwrap().values().sum::<usize>() as f64;
+    assert!(put == lines && taken <= lines, "a line for each request: {put} of {lines} put, {taken} taken");
+    // Each known answer was looked up, and each new one inserted.
+    assert!(figure(&scrape, "multiprocess_manager_requests_total", &[("manager", "known")]) >= lines);
+    assert_eq!(figure(&scrape, "multiprocess_manager_failed_calls_total", &[("manager", "known")]), 0.0);
     assert_eq!(figure(&scrape, "multiprocess_manager_up", &[("manager", "known")]), 1.0);
     assert_eq!(figure(&scrape, "multiprocess_manager_objects", &[("manager", "known")]), 1.0);
     for (status, count) in service.statuses.lock().unwrap().iter() {
@@ -240,4 +252,5 @@ fn stop(mut service: Service) {
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {log}", output.status);
     assert_eq!(log.lines().filter(|line| line.starts_with("/primes/")).count(), requests, "{log}");
+    assert!(log.lines().any(|line| line.starts_with("a page with all of it: http://127.0.0.1:")), "{log}");
 }
