@@ -580,6 +580,110 @@ fn every_public_name_is_in_an_example() {
     assert!(gone.is_empty(), "no public names (any more): {gone:?}");
 }
 
+/// What has siblings, and which of them its documentation names, with when to take them instead.
+const SIBLINGS: &str = "
+    Array: Value SharedMemory Manager
+    ArrayProxy: Array
+    AsyncResult: apply
+    Barrier: Event
+    BarrierProxy: Barrier
+    Batch: call
+    BoundedSemaphore: Semaphore
+    ByteConnection: pipe
+    Call: apply_async
+    CancellationToken: Event
+    Checkout: state
+    Condition: Event Queue
+    ConditionProxy: Condition
+    Connection: connection
+    Dashboard: MetricsReporter
+    Deep: with_depth_limit
+    DictProxy: Proxy
+    Event: Condition watch CancellationToken
+    EventProxy: Event
+    Group: Pool Process
+    JoinableQueue: Queue Pool
+    Lease: get
+    ListProxy: Queue Array
+    Listener: pipe Queue
+    Lock: RwLock Semaphore RLock
+    LockProxy: Lock
+    Manager: Value Array Queue
+    Map: imap
+    MapAsync: map
+    MetricsReporter: Dashboard stats
+    Namespace: DictProxy
+    Pool: Process Group
+    PoolService: apply
+    PoolStreamExt: imap
+    Process: Pool Group restart
+    Proxy: ListProxy DictProxy Namespace Value Array
+    Queue: JoinableQueue pipe broadcast Pool
+    QueueProxy: Queue
+    RLock: Lock
+    Results: map
+    RwLock: Lock Value
+    Semaphore: Lock BoundedSemaphore
+    SemaphoreProxy: Semaphore
+    Sender: Queue
+    SharedMemory: Array Queue
+    StatePool: checkout preload Array
+    Supervised: Process
+    Task: spawn apply
+    Value: Array Manager watch
+    ValueProxy: Value
+    broadcast: Queue watch
+    init: run
+    oneshot: simplex Queue
+    pipe: simplex Queue connection
+    preload: state Array
+    simplex: pipe Queue oneshot
+    watch: broadcast Queue Value
+    with_depth_limit: with_depth_limit_async Deep
+";
+
+/// The documentation of each public type and function of the source, by its name, without its examples.
+fn documented() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for path in files_below(&root().join("src"), "rs") {
+        let text = read(path);
+        let mut lines: Vec<&str> = Vec::new();
+        for line in text.lines() {
+            if let Some(line) = line.strip_prefix("///") {
+                lines.push(line.strip_prefix(' ').unwrap_or(line));
+            } else if let Some(item) = line.strip_prefix("pub ") {
+                let mut words = item.trim_start_matches("async ").split(|c: char| !c.is_alphanumeric() && c != '_');
+                let is_documented = ["struct", "enum", "trait", "fn"].contains(&words.next().unwrap());
+                let name = words.next().filter(|_| is_documented).unwrap_or_default();
+                // An item of the same name may be private to its module.
+                let text: &mut String = found.entry(name.to_owned()).or_default();
+                text.push_str(&prose(&lines.join("\n")).join("\n"));
+                lines.clear();
+            } else if !line.starts_with("#[") {
+                lines.clear();
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn each_type_says_when_to_take_its_sibling_instead() {
+    let documented = documented();
+    let rows = SIBLINGS.lines().filter_map(|line| line.trim().split_once(": "));
+    let mut missing = Vec::new();
+    for (name, siblings) in rows.clone() {
+        let text = documented.get(name).unwrap_or_else(|| panic!("{name} is not public"));
+        let words: BTreeSet<_> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        let says_when =
+            [" instead", " is faster", " is enough", "For ", "use that one if"].iter().any(|when| text.contains(when));
+        missing.extend((!says_when).then(|| format!("{name} does not say when")));
+        let unnamed = siblings.split(' ').filter(|sibling| !words.contains(sibling));
+        missing.extend(unnamed.map(|sibling| format!("{name} does not name {sibling}")));
+    }
+    assert!(rows.count() > 50 && missing.is_empty(), "{}", missing.join("\n"));
+}
+
 #[test]
 fn each_type_has_a_place_in_a_module_and_at_the_root() {
     // Compiles only if both names are the same type.

@@ -24,7 +24,7 @@ use std::sync::Mutex;
 /// It returns only in the program itself. A process that was started to run a function, or to be the fork server,
 /// does its work inside this call and ends there, so the rest of `main` never runs twice. Later calls do nothing.
 ///
-/// Children that still run when such a `main` returns are killed; [`run`] waits for them.
+/// Children that still run when such a `main` returns are killed; [`run`] waits for them. Use [`run`] instead where nothing else makes the runtime.
 ///
 /// # A runtime of your own
 /// ```
@@ -192,6 +192,10 @@ pub fn let_an_exec_give_rights() {
 ///
 /// Call it before the first spawn. `f` typically fills a `static`. The fork server is started at once and runs `f` while the
 /// program goes on; further calls run in order after it.
+///
+/// Use instead:
+/// - [`PoolBuilder::state`](crate::PoolBuilder::state) for a connection or a cache, of which each worker needs one of its own;
+/// - [`Array`](crate::Array) for data that changes, or that is known only later.
 ///
 /// ```
 /// use multiprocess::{self as mp, Process};

@@ -263,6 +263,8 @@ impl<'de, T> Deserialize<'de> for Proxy<T> {
 /// returns the [`Replies`], in which a ticket finds its result. The calls are made in order, each as by [`Proxy::call`]. Calls of
 /// other clients can come between them. If one fails, the next are made all the same.
 ///
+/// Use [`Proxy::call`] instead for a single call, or for several steps that no other call may come between: they are one function.
+///
 /// ```
 /// use multiprocess::{self as mp, Manager};
 /// use std::collections::HashMap;
