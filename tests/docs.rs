@@ -339,6 +339,7 @@ fn the_figures_of_the_readme_are_those_that_the_check_enforces() {
         let is_enforced =
             |row: &str| row.contains(&goal) && row.split(", ").any(|part| part.trim_end_matches(".0") == figure);
         assert!(check.lines().any(is_enforced), "no goal of {workload:?} is {figure}");
+        assert!(cells[1].starts_with('[') && cells[1].contains("]("), "a row leads somewhere: {line}");
         rows += 1;
     }
     assert_eq!(rows, 5);
