@@ -3,11 +3,18 @@
 //! `cargo bench --bench ways -- MIB` prints a row for each way: the median of some rounds with a value of so many MiB (64). Each value
 //! is made before the clock starts; the worker adds up all of it, which the last column takes alone.
 
-use multiprocess::{self as mp, Array, Pool, Queue, SharedMemory};
+use multiprocess::{self as mp, Array, Manager, Pool, Proxy, Queue, Receiver, SharedMemory, Value};
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 7;
+/// So much is loaded before the first worker starts; larger values leave that way out.
+const PRELOADED: usize = 64;
+/// Numbers in one `Value`, which is for small ones.
+const SMALL: usize = 8192;
+
+static TABLE: OnceLock<Vec<f64>> = OnceLock::new();
 
 /// A struct that holds the numbers, as programs have it.
 #[derive(Serialize, Deserialize)]
@@ -33,6 +40,30 @@ fn of_struct(measured: Measured) -> f64 {
     sum(&measured.numbers)
 }
 
+fn of_numbers_in(bytes: &[u8]) -> f64 {
+    bytes.chunks_exact(8).map(|number| f64::from_le_bytes(number.try_into().unwrap_or_default())).sum()
+}
+
+fn of_bytes(bytes: Vec<u8>) -> f64 {
+    of_numbers_in(&bytes)
+}
+
+fn of_table(len: usize) -> f64 {
+    TABLE.get().map_or(f64::NAN, |table| sum(&table[..len]))
+}
+
+fn of_value(value: Value<[f64; SMALL]>, times: usize) -> f64 {
+    (0..times).map(|_| sum(&value.get())).sum()
+}
+
+async fn of_manager(list: Proxy<Vec<f64>>) -> mp::Result<f64> {
+    Ok(sum(&list.call(|list: &mut Vec<f64>| list.clone(), ()).await?))
+}
+
+async fn of_pipe(mut receiver: Receiver<Vec<f64>>) -> mp::Result<f64> {
+    Ok(sum(&receiver.recv().await?))
+}
+
 async fn of_queue(queue: Queue<Vec<f64>>) -> mp::Result<f64> {
     Ok(sum(&queue.get().await?))
 }
@@ -44,12 +75,11 @@ fn of_array(array: Array<f64>) -> f64 {
 fn of_memory(memory: SharedMemory, len: usize) -> mp::Result<f64> {
     let mut bytes = vec![0; len];
     memory.read(0, &mut bytes)?;
-    Ok(bytes.chunks_exact(8).map(|number| f64::from_le_bytes(number.try_into().unwrap_or_default())).sum())
+    Ok(of_numbers_in(&bytes))
 }
 
 fn of_file(path: std::path::PathBuf) -> mp::Result<f64> {
-    let bytes = std::fs::read(path)?;
-    Ok(bytes.chunks_exact(8).map(|number| f64::from_le_bytes(number.try_into().unwrap_or_default())).sum())
+    Ok(of_numbers_in(&std::fs::read(path)?))
 }
 
 /// Prints the median rate of a way that takes a value of its own in each round.
@@ -77,10 +107,13 @@ async fn ways(mib: usize) -> mp::Result<()> {
     let len = mib << 17;
     let list = || Ok(vec![1.0_f64; len]);
     let bytes = vec![1.0_f64; len].iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>();
+    mp::preload(|| drop(TABLE.set(vec![1.0; PRELOADED << 17])))?;
     let pool = Pool::new(1)?;
     println!("| way, {mib} MiB | MiB/s |\n|---|---|");
     way("added up where it is, for comparison", mib, list, async |numbers| Ok(sum(&numbers))).await?;
     way("a `Vec<f64>` as an argument", mib, list, async |numbers| pool.apply(of_list, (numbers,)).await).await?;
+    let copied = || Ok(bytes.clone());
+    way("a `Vec<u8>` as an argument", mib, copied, async |bytes| pool.apply(of_bytes, (bytes,)).await).await?;
     let named = || Ok(Measured { name: "measured".into(), numbers: vec![1.0; len] });
     way("a struct that holds one, as an argument", mib, named, async |value| pool.apply(of_struct, (value,)).await)
         .await?;
@@ -89,6 +122,27 @@ async fn ways(mib: usize) -> mp::Result<()> {
         let got = pool.apply_async(of_queue, (queue.clone(),));
         queue.put(numbers).await?;
         got.await?
+    })
+    .await?;
+    let with_pipe = || Ok((vec![1.0_f64; len], mp::simplex()?));
+    way("a `Vec<f64>` through a pipe", mib, with_pipe, async |(numbers, (mut sender, receiver))| {
+        let got = pool.apply_async(of_pipe, (receiver,));
+        sender.send(numbers).await?;
+        got.await?
+    })
+    .await?;
+    let manager = Manager::start().await?;
+    way("a `Vec<f64>` into a `Manager` and out of it", mib, list, async |numbers| {
+        let list = manager.create(|numbers: Vec<f64>| numbers, (numbers,)).await?;
+        pool.apply(of_manager, (list,)).await?
+    })
+    .await?;
+    manager.shutdown().await?;
+    let value = Value::new([0.0; SMALL])?;
+    way("a `Value` of 64 KiB, set and got again and again", mib, list, async |numbers| {
+        let parts = numbers.chunks_exact(SMALL);
+        parts.for_each(|part| value.set(part.try_into().unwrap_or([0.0; SMALL])));
+        pool.apply(of_value, (value.clone(), len / SMALL)).await
     })
     .await?;
     let array = Array::<f64>::zeroed(len)?;
@@ -119,7 +173,11 @@ async fn ways(mib: usize) -> mp::Result<()> {
         async |()| pool.apply(of_file, (path.clone(),)).await?,
     )
     .await?;
-    Ok(std::fs::remove_file(&path)?)
+    std::fs::remove_file(&path)?;
+    if mib <= PRELOADED {
+        way("a part of what is `preload`ed", mib, || Ok(()), async |()| pool.apply(of_table, (len,)).await).await?;
+    }
+    Ok(())
 }
 
 fn main() -> mp::Result<()> {
