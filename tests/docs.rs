@@ -63,14 +63,15 @@ fn definitions(text: &str) -> BTreeMap<String, String> {
     defined.map(|(label, target)| (label.to_lowercase(), target.trim().to_string())).collect()
 }
 
-/// The targets of all links, and the labels that nothing defines.
+/// The targets of all links and pictures, and the labels that nothing defines.
 fn links(text: &str) -> (Vec<String>, Vec<String>) {
     let (text, defined) = (without_code(text), definitions(text));
     let after = |begin: &'static str, end: char| {
         let found = text.split(begin).skip(1).filter_map(move |rest| rest.split_once(end));
         found.map(|(target, _)| target.replace('\n', " ")).collect::<Vec<_>>()
     };
-    let targets = after("](", ')').into_iter().chain(defined.values().cloned()).collect();
+    let targets = ["](", "src=\""].into_iter().zip([')', '"']).flat_map(|(begin, end)| after(begin, end));
+    let targets = targets.chain(defined.values().cloned()).collect();
     let labels = after("][", ']').into_iter().map(|label| label.to_lowercase());
     (targets, labels.filter(|label| !defined.contains_key(label)).collect())
 }
@@ -113,6 +114,7 @@ fn the_check_of_links_can_fail() {
     assert_eq!(count("[a](docs/no.md)"), 1);
     assert_eq!(count("[a](docs/guide/pools.md#no)"), 1);
     assert_eq!(count("[a](#no)"), 1);
+    assert_eq!(count("<img src=\"docs/no.png\" alt=\"none\">"), 1);
     assert_eq!(count("[a][pools]"), 1);
     assert_eq!(count("[a][pools]\n\n[pools]: docs/guide/pools.md"), 0);
     assert_eq!(count("[pools]: docs/no.md"), 1);
@@ -121,8 +123,8 @@ fn the_check_of_links_can_fail() {
 
 #[test]
 fn every_page_of_the_guide_is_in_the_book_and_in_rustdoc() {
-    let (book, module, ours) = (read("docs/guide/SUMMARY.md"), read("src/guide/mod.rs"), read("src/guide/links.md"));
-    let ours = definitions(&ours);
+    let (book, module) = (read("docs/guide/SUMMARY.md"), read("src/guide/mod.rs"));
+    let ours = definitions(&read("src/guide/links.md"));
     for path in files_below(&root().join("docs/guide"), "md") {
         let name = path.file_name().unwrap().to_str().unwrap();
         if name == "SUMMARY.md" {
@@ -130,7 +132,7 @@ fn every_page_of_the_guide_is_in_the_book_and_in_rustdoc() {
         }
         assert!(book.contains(&format!("({name})")), "{name} is not in SUMMARY.md");
         assert!(module.contains(name), "{name} is not in src/guide/mod.rs");
-        for (label, target) in definitions(&read(&path)) {
+        for (label, target) in definitions(&read(&path)).into_iter().filter(|(_, target)| !target.ends_with(".png")) {
             let page = target.split(['.', '#']).next().unwrap().replace('-', "_");
             let there = ours.get(&label).unwrap_or_else(|| panic!("{name}: [{label}] is not in src/guide/links.md"));
             assert!(there.starts_with(&format!("self::{page}")), "{name}: [{label}] leads to {there} in rustdoc");
@@ -142,6 +144,44 @@ fn every_page_of_the_guide_is_in_the_book_and_in_rustdoc() {
             !defined.values().any(|value| value == *target) && !target.starts_with('#') && !target.contains("://")
         });
         assert_eq!(stray, None, "{name}: a link to another page has a label");
+        assert!(!without_code(&read(&path)).contains("<img"), "{name}: a picture has a label");
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |three: &[u8]| {
+        let number = three.iter().chain(&[0, 0]).take(3).fold(0, |number, byte| number << 8 | usize::from(*byte));
+        let digit = |at: usize| if at > three.len() { '=' } else { DIGITS[number >> (18 - 6 * at) & 63].into() };
+        [0, 1, 2, 3].map(digit)
+    };
+    bytes.chunks(3).flat_map(group).collect()
+}
+
+#[test]
+fn the_pictures_of_the_guide_are_in_rustdoc_too() {
+    const PICTURES: &str = "src/guide/pictures.md";
+    assert_eq!(["", "a", "ab", "abc"].map(|text| base64(text.as_bytes())), ["", "YQ==", "YWI=", "YWJj"]);
+    let pages = files_below(&root().join("docs/guide"), "md").into_iter();
+    let labels = pages.flat_map(|path| definitions(&read(path))).filter(|(_, target)| target.ends_with(".png"));
+    let lines = labels.map(|(label, target)| {
+        let bytes = fs::read(root().join("docs/guide").join(target)).unwrap();
+        format!("[{label}]: data:image/png;base64,{}\n", base64(&bytes))
+    });
+    let wanted: String = lines.collect::<BTreeSet<_>>().into_iter().collect();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(root().join(PICTURES), &wanted).unwrap();
+    }
+    assert_eq!(wanted.lines().count(), 2);
+    assert!(read(PICTURES) == wanted, "`UPDATE_DOCS=1 cargo test --test docs` writes {PICTURES}");
+}
+
+#[test]
+fn every_program_of_the_guide_is_compiled() {
+    for path in files_below(&root().join("docs/guide"), "md") {
+        let text = fs::read_to_string(&path).unwrap();
+        let ignored = text.lines().find(|line| line.starts_with("```") && line.contains("ignore"));
+        assert_eq!(ignored, None, "{}", path.display());
     }
 }
 

@@ -44,6 +44,9 @@ pages! {
     /// `test_support!`, nextest, coverage, and tokio's paused time.
     testing = "testing.md";
     /// Observing a running program: [`Pool::stats`](crate::Pool::stats), progress, `tracing`, [`debug::dump`](crate::debug::dump).
+    ///
+    // The files of the book, within the text: rustdoc takes no others along.
+    #[doc = include_str!("pictures.md")]
     observing = "observing.md";
     /// The cost of each operation, and how to measure it.
     costs = "costs.md";
