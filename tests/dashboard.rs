@@ -76,16 +76,24 @@ async fn the_page_shows_what_the_workers_do_and_did() {
     pool.map(|n: u64| n + 1, 0..100).await.unwrap();
     let go_on = Event::new().unwrap();
     let call = pool.apply_async(waits, (go_on.clone(),));
-    let wanted =
-        ["<dt>items done</dt><dd>100</dd>", "PoolWorker-1", "PoolWorker-2", ": dashboard::waits", "No worker died"];
+    let wanted = [
+        "<dt>items done</dt><dd>100</dd>",
+        "PoolWorker-1",
+        "PoolWorker-2",
+        ": dashboard::<wbr>waits",
+        "No worker died",
+    ];
     let content = content_with(&dashboard, &wanted).await;
-    let row = content.lines().find(|line| line.starts_with("<tr>") && line.contains("dashboard::waits")).unwrap();
+    let row = content.lines().find(|line| line.starts_with("<tr>") && line.contains("dashboard::<wbr>waits")).unwrap();
     let busy = pool.stats().workers.into_iter().find(|worker| worker.is_busy).unwrap();
     assert!(row.contains(&busy.pid.to_string()), "{row}");
     // Lanes, rates, times, items, memory.
     assert_eq!(content.matches("<svg width=").count(), 5, "{content}");
     let page = get(dashboard.address(), "/").await;
-    assert!(page.starts_with("HTTP/1.1 200") && page.contains("<main>") && page.contains("dashboard::waits"), "{page}");
+    assert!(
+        page.starts_with("HTTP/1.1 200") && page.contains("<main>") && page.contains("dashboard::<wbr>waits"),
+        "{page}"
+    );
     go_on.set();
     assert!(call.await.unwrap());
     content_with(&dashboard, &["<dt>items done</dt><dd>101</dd>", "a second now"]).await;
@@ -336,7 +344,8 @@ async fn work(pool: Pool, jobs: Queue<u64>) {
     }
 }
 
-/// Texts of pictures that lie on each other or outside, heads of tables that are broken, and whatever makes the page wider than the window.
+/// Texts of pictures that lie on each other or outside, heads of tables that are broken, words that are broken, and whatever makes the page wider
+/// than the window. A word ends behind a hyphen too.
 const UGLY: &str = "(() => { const bad = []; \
     for (const svg of document.querySelectorAll('figure > svg')) { \
         const all = svg.getBoundingClientRect(); \
@@ -350,10 +359,20 @@ const UGLY: &str = "(() => { const bad = []; \
     for (const head of document.querySelectorAll('th')) { \
         const text = document.createRange(); text.selectNodeContents(head); \
         if (text.getClientRects().length > 1) bad.push('broken: ' + head.textContent); } \
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT); \
+    while (texts.nextNode()) { \
+        const node = texts.currentNode, word = document.createRange(); \
+        for (const found of node.parentNode.closest('svg, script') ? [] : node.data.matchAll(/[^\\s-]+-?/g)) { \
+            word.setStart(node, found.index); word.setEnd(node, found.index + found[0].length); \
+            if (new Set([...word.getClientRects()].map(line => line.top)).size > 1) bad.push('broken: ' + found[0]); } } \
     if (document.documentElement.scrollWidth > innerWidth) bad.push('wider than the window: ' + document.documentElement.scrollWidth); \
     return bad.join('; '); })()";
 
-/// `.ci/chromium` installs it. `DASHBOARD_SECONDS` has it work longer before the pictures are taken, for the documents.
+/// `.ci/chromium` installs it.
+///
+/// For the pictures of the guide `DASHBOARD_SECONDS=170` has it work longer before they are taken. In `target/tmp`,
+/// `pngquant --nofs --strip --speed 1 --output GUIDE/dashboard-1280.png 64 dashboard-1280.png` and the same of `dashboard-400-top.png` make
+/// them small, and `UPDATE_DOCS=1 cargo test --test docs` puts them into rustdoc.
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_browser_the_lane_of_a_killed_worker_turns_red_by_itself() {
     let Some(program) = browser::installed() else {
@@ -399,8 +418,11 @@ async fn in_a_browser_the_lane_of_a_killed_worker_turns_red_by_itself() {
                 "(free => free >= 0 && free < 20)(document.querySelector('main').clientWidth - document.querySelector('.lanes > svg').getAttribute('width'))",
             );
             ugly.push(browser.value(UGLY));
-            std::fs::write(directory.join(format!("dashboard-{width}.png")), browser.screenshot(width)).unwrap();
+            let shot = browser.screenshot(width, u32::MAX);
+            std::fs::write(directory.join(format!("dashboard-{width}.png")), shot).unwrap();
         }
+        // What comes below it is more of the same.
+        std::fs::write(directory.join("dashboard-400-top.png"), browser.screenshot(400, 1300)).unwrap();
         let foreign = browser.value(&format!(
             "performance.getEntriesByType('resource').filter(r => !r.name.startsWith('{url}') && !r.name.startsWith('data:')).length"
         ));
@@ -412,61 +434,4 @@ async fn in_a_browser_the_lane_of_a_killed_worker_turns_red_by_itself() {
     assert_eq!(ugly, ["", ""], "at 1280 and at 400 pixels; see target/tmp/dashboard-*.png");
     assert_eq!(foreign, 0, "it loads nothing from elsewhere");
     assert!(complaints.is_empty(), "{complaints:?}");
-}
-
-/// `cargo test --release --features dashboard --test dashboard -- --ignored cost --nocapture`, on a quiet machine: W2 and W3 of
-/// `benches/peers` with a page that is open, by those without.
-#[tokio::test]
-#[ignore = "it measures, and needs a quiet machine"]
-async fn an_open_page_costs_less_than_three_percent() {
-    let pool = Pool::new(2).unwrap();
-    let rate = async |n: u64| {
-        let start = Instant::now();
-        for n in 0..10_000 * n {
-            pool.apply(|n: u64| n + 1, (n,)).await.unwrap();
-        }
-        let one = 10_000.0 * n as f64 / start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        for _ in 0..20 * n {
-            pool.map(|n: u64| n + 1, 0..100_000).await.unwrap();
-        }
-        [one, 2e6 * n as f64 / start.elapsed().as_secs_f64()]
-    };
-    rate(1).await;
-    let mut ratios = [Vec::new(), Vec::new()];
-    for round in 0..15 {
-        let mut both = [[0.0; 2]; 2];
-        for is_open in [round % 2 == 0, round % 2 == 1] {
-            let page = if is_open {
-                let dashboard = pool.dashboard("127.0.0.1:0").await.unwrap();
-                let address = dashboard.address();
-                Some((dashboard, std::thread::spawn(move || visit_each_second(address))))
-            } else {
-                None
-            };
-            both[usize::from(is_open)] = rate(4).await;
-            drop(page.map(|(dashboard, _)| dashboard));
-        }
-        (0..2).for_each(|which| ratios[which].push(both[1][which] / both[0][which]));
-    }
-    for (name, ratios) in ["W2", "W3"].into_iter().zip(&mut ratios) {
-        ratios.sort_by(f64::total_cmp);
-        let median = ratios[ratios.len() / 2];
-        println!(
-            "{name}: {median:.3} of the rate without a page ({:.3} to {:.3})",
-            ratios[0],
-            ratios[ratios.len() - 1]
-        );
-        assert!(median > 0.97, "{name}");
-    }
-}
-
-/// As an open page does, until the dashboard is gone.
-fn visit_each_second(address: SocketAddr) {
-    use std::io::{Read, Write};
-    while let Ok(mut stream) = std::net::TcpStream::connect(address) {
-        let _ = stream.write_all(format!("GET /content?width=1256 HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes());
-        let _ = stream.read_to_end(&mut Vec::new());
-        std::thread::sleep(Duration::from_secs(1));
-    }
 }

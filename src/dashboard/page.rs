@@ -144,7 +144,7 @@ fn add_lanes(page: &mut String, now: Instant, pool: &PoolHistory, width: u32) {
     line(page, format_args!("<ul class=\"legend\">"));
     for (at, function) in pool.functions.iter().enumerate() {
         let (colour, letter) = pictures::function_mark(at);
-        let name = escaped(function);
+        let name = function_name(function);
         line(
             page,
             format_args!(
@@ -171,6 +171,11 @@ fn add_lanes(page: &mut String, now: Instant, pool: &PoolHistory, width: u32) {
     line(page, format_args!("</figcaption></figure>"));
 }
 
+/// The path of a function. A line may end behind each part of it.
+fn function_name(path: &str) -> String {
+    escaped(path).replace("::", "::<wbr>")
+}
+
 /// Who runs what, and since when.
 fn add_workers(page: &mut String, now: Instant, pool: &PoolHistory, stats: &PoolStats) {
     if stats.workers.is_empty() {
@@ -188,10 +193,11 @@ fn add_workers(page: &mut String, now: Instant, pool: &PoolHistory, stats: &Pool
         let doing =
             lane.and_then(|lane| lane.spans.back()).map(|span| (span.doing, now.saturating_duration_since(span.from)));
         let (task, since) = match (worker.task, worker.running_for, doing) {
-            (_, _, Some((Doing::Items(task), since))) => {
-                (task.map_or("short items".into(), |task| format!("{}, short items", escaped(task))), duration(since))
-            }
-            (Some(task), Some(since), _) => (escaped(task), duration(since)),
+            (_, _, Some((Doing::Items(task), since))) => (
+                task.map_or("short items".into(), |task| format!("{}, short items", function_name(task))),
+                duration(since),
+            ),
+            (Some(task), Some(since), _) => (function_name(task), duration(since)),
             (_, _, Some((_, since))) => ("nothing".into(), duration(since)),
             _ => ("nothing".into(), String::new()),
         };

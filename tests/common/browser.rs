@@ -128,9 +128,9 @@ impl Browser {
     }
 
     /// The whole page, as PNG.
-    pub fn screenshot(&mut self, width: u32) -> Vec<u8> {
+    pub fn screenshot(&mut self, width: u32, most_height: u32) -> Vec<u8> {
         let height = self.value("Math.ceil(document.documentElement.getBoundingClientRect().height)");
-        self.resize(width, height.as_u64().unwrap() as u32);
+        self.resize(width, most_height.min(height.as_u64().unwrap() as u32));
         let shot = self.order("Page.captureScreenshot", json!({"format": "png"}));
         from_base64(shot["data"].as_str().unwrap())
     }
