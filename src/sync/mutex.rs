@@ -567,7 +567,7 @@ impl Acquisition<'_> {
             Tried::Refused { is_handoff } => {
                 self.is_handoff |= is_handoff;
                 // A holder of this process may need this thread.
-                if in_queue && !self.is_local() {
+                if !self.is_local() {
                     (0..PAUSES).for_each(|_| std::hint::spin_loop());
                 }
                 None
