@@ -104,3 +104,80 @@ async fn stdin_02_a_pool_inside_a_child() -> mp::Result<()> {
     assert_eq!(Process::spawn(sum, (5,))?.await??, 30);
     Ok(())
 }
+
+/// A test that names one of these asks for something that only a pool of worker processes on this machine has.
+const OF_THIS_MACHINE: [&str; 20] = [
+    "Queue",
+    "Barrier",
+    "Fd::",
+    "Fd<",
+    "pid()",
+    "pid,",
+    ".workers.",
+    "initializer",
+    "finalizer",
+    "checkout",
+    "resize",
+    "revive",
+    "idle_timeout",
+    "max_age",
+    "max_tasks_per_worker",
+    "memory_limit",
+    "holdings",
+    "threads()",
+    "fault::",
+    "Process::spawn",
+];
+
+/// The other tests of pools that are not in the suite, and why.
+const EXCEPTIONS: &[(&str, &[&str])] = &[
+    (
+        "they kill or stop worker processes of this pool",
+        &[
+            "rule_1_rule_4_a_worker_killed_at_any_step_costs_at_most_the_item_it_was_at",
+            "rule_1_a_worker_killed_between_its_moves_loses_nothing_it_has_not_begun_or_has_done",
+            "rule_3_an_item_whose_start_is_not_noted_has_its_full_time_and_no_more",
+            "when_all_workers_are_stopped_deadlines_hold_and_all_are_replaced",
+        ],
+    ),
+    (
+        "they are about one worker's orders, results or process",
+        &[
+            "idle_worker_takes_over_items_behind_a_slow_one",
+            "large_items_behind_one_that_hangs_leave_its_deadline_in_force",
+            "call_that_is_not_polled_any_more_delays_neither_callers_without_room_nor_the_end",
+            "ppe_04_exec_09_an_argument_is_dropped_in_the_worker_right_after_its_task",
+            "ppe_16_dead_02_dead_06_dead_09_p12_an_exit_is_the_error_of_its_item",
+            "tpe_04_pools_come_and_go_in_a_busy_runtime",
+        ],
+    ),
+    (
+        "a cluster pool pulls ahead, and keeps, as much as its hosts have slots for (`cluster_pool`)",
+        &[
+            "rule_9_a_million_items_of_an_endless_source_take_flat_memory",
+            "new_03_new_04_ppe_17_exec_05_p11_little_is_pulled_ahead_and_a_close_comes_through",
+            "input_is_pulled_as_results_are_taken",
+        ],
+    ),
+];
+
+#[test]
+fn each_test_of_a_pool_is_in_the_suite_or_an_exception_from_it() {
+    let suite = include_str!("suite/mod.rs");
+    let files = [include_str!("pool.rs"), include_str!("pool_rules.rs"), include_str!("pool_behaviours.rs")];
+    let tests = files.iter().flat_map(|text| text.split(concat!("#[tokio", "::test")).skip(1));
+    let named: Vec<_> =
+        tests.filter_map(|text| Some((text.split("async fn ").nth(1)?.split('(').next()?, text))).collect();
+    let is_excepted = |name: &str| EXCEPTIONS.iter().any(|(_, names)| names.contains(&name));
+    let is_in_suite = |name: &str| suite.contains(&format!("pub async fn {name}("));
+    let is_local = |text: &str| OF_THIS_MACHINE.iter().any(|what| text.contains(what));
+    let lacking: Vec<_> = named
+        .iter()
+        .filter(|(name, text)| !is_local(text) && !is_excepted(name) && !is_in_suite(name))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(named.len() > 60 && lacking.is_empty(), "neither in the suite nor an exception: {lacking:#?}");
+    let names = EXCEPTIONS.iter().flat_map(|(_, names)| names.iter());
+    let gone: Vec<_> = names.filter(|name| !named.iter().any(|(named, _)| named == *name)).collect();
+    assert!(gone.is_empty(), "exceptions that are no tests: {gone:?}");
+}

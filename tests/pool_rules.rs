@@ -1493,61 +1493,6 @@ async fn initializer_whose_value_panics_when_it_is_read_breaks_the_pool_with_tha
     Ok(())
 }
 
-/// Its source is dropped last.
-#[tokio::test]
-async fn call_whose_source_panics_when_it_is_dropped_is_cancelled_all_the_same() -> mp::Result<()> {
-    struct Thorny;
-    impl Iterator for Thorny {
-        type Item = ();
-        fn next(&mut self) -> Option<()> {
-            Some(())
-        }
-    }
-    impl Drop for Thorny {
-        fn drop(&mut self) {
-            panic!("thorns")
-        }
-    }
-    let pool = Pool::builder().workers(1).grace(MS).build()?;
-    let mut results = pool.imap(|()| stuck(), Thorny.take(100)).chunksize(1).map(drop);
-    assert!(results.next().now_or_never().is_none());
-    eventually("it runs", || pool.stats().running == 1).await;
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(results)));
-    assert!(panic.is_err());
-    eventually("it is cancelled", || pool.stats().running + pool.stats().queued == 0).await;
-    assert_eq!(within(pool.apply(square, (3,))).await?, 9);
-    Ok(())
-}
-
-#[tokio::test]
-async fn stream_that_is_not_polled_holds_no_place_in_the_line_for_room() -> mp::Result<()> {
-    let _deadline = Deadline::start();
-    for workers in [1, 2] {
-        let pool = Pool::builder().workers(workers).max_waiting(1).build()?;
-        // The predicate makes each item a call of its own. Those of slow items wait in the pool, and not at its workers.
-        let never = |_: &mp::Result<i64>| false;
-        let slow = |n: i64| {
-            std::thread::sleep(5 * MS);
-            square(n)
-        };
-        let streams = [
-            (pool.imap(square, 0..200), 200),
-            (pool.imap(slow, 0..20), 20),
-            (pool.imap(square, 0..200).retries(1).retry_if(never), 200),
-            (pool.imap(slow, 0..20).retries(1).retry_if(never), 20),
-            (pool.imap_unordered(slow, 0..20).retries(1).retry_if(never), 20),
-        ];
-        for (mut results, count) in streams {
-            let mut sum = 0;
-            while let Some(result) = within(results.next()).await {
-                sum += within(pool.apply(square, (result? % 7,))).await?;
-            }
-            assert_eq!(sum, (0..count).map(|n| square(square(n) % 7)).sum::<i64>());
-        }
-    }
-    Ok(())
-}
-
 /// It has left the looking for results to its own polls.
 #[tokio::test]
 async fn call_that_is_not_polled_any_more_delays_neither_callers_without_room_nor_the_end() -> mp::Result<()> {

@@ -3,7 +3,7 @@
 //! Each test is a function of what makes its pools ([`Pools`]). [`everywhere`] makes tests for any kind of pool, and
 //! [`with_processes`] those for pools whose items have processes of their own, which can be killed.
 //!
-//! Tests of pools that are not here, and why:
+//! Tests of pools that are not here, and why (`pool` checks that each is here, asks for what only worker processes have, or is named as an exception):
 //!
 //! | tests | reason |
 //! |---|---|
@@ -98,6 +98,8 @@ macro_rules! with_processes {
             a_call_that_waits_for_room_and_is_dropped_leaves_its_place_to_the_next
             a_map_hands_in_no_more_items_than_may_wait_and_all_get_done
             totals_count_each_item_once_by_how_it_ended
+            a_call_whose_source_panics_when_it_is_dropped_is_cancelled_all_the_same
+            a_stream_that_is_not_polled_holds_no_place_in_the_line_for_room
         }
     };
 }
@@ -938,5 +940,58 @@ pub async fn totals_count_each_item_once_by_how_it_ended(pools: &impl Pools) -> 
     pool.terminate();
     within(pool.join()).await?;
     assert_eq!(pool.stats().totals.done, 1001, "they stay");
+    Ok(())
+}
+
+/// Its source is dropped last.
+pub async fn a_call_whose_source_panics_when_it_is_dropped_is_cancelled_all_the_same(
+    pools: &impl Pools,
+) -> mp::Result<()> {
+    struct Thorny;
+    impl Iterator for Thorny {
+        type Item = ();
+        fn next(&mut self) -> Option<()> {
+            Some(())
+        }
+    }
+    impl Drop for Thorny {
+        fn drop(&mut self) {
+            panic!("thorns")
+        }
+    }
+    let pool = pools.with(1, |builder| builder.grace(MS))?;
+    let mut results = pool.imap(|()| stuck(), Thorny.take(100)).chunksize(1).map(drop);
+    assert!(results.next().now_or_never().is_none());
+    eventually("it runs", || pool.stats().running > 0).await;
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(results)));
+    assert!(panic.is_err());
+    eventually("it is cancelled", || pool.stats().running + pool.stats().queued == 0).await;
+    assert_eq!(within(pool.apply(square, (3,))).await?, 9);
+    Ok(())
+}
+
+pub async fn a_stream_that_is_not_polled_holds_no_place_in_the_line_for_room(pools: &impl Pools) -> mp::Result<()> {
+    for places in [1, 2] {
+        let pool = pools.with(places, |builder| builder.max_waiting(1))?;
+        // The predicate makes each item a call of its own. Slow items wait in the pool, and not at its workers.
+        let never = |_: &mp::Result<i64>| false;
+        let slow = |n: i64| {
+            std::thread::sleep(5 * MS);
+            square(n)
+        };
+        let streams = [
+            (pool.imap(square, 0..200), 200),
+            (pool.imap(square, 0..20).retries(1).retry_if(never), 20),
+            (pool.imap(slow, 0..20).retries(1).retry_if(never), 20),
+            (pool.imap_unordered(slow, 0..20).retries(1).retry_if(never), 20),
+        ];
+        for (mut results, count) in streams {
+            let mut sum = 0;
+            while let Some(result) = within(results.next()).await {
+                sum += within(pool.apply(square, (result? % 7,))).await?;
+            }
+            assert_eq!(sum, (0..count).map(|n| square(square(n) % 7)).sum::<i64>());
+        }
+    }
     Ok(())
 }
