@@ -545,3 +545,62 @@ fn the_check_can_fail() {
     assert_eq!(count("shm/new.rs", "use std::sync::atomic::AtomicU32;"), 1);
     assert_eq!(count("shm/family.rs", "//! # State\nstatic A: AtomicU32 = AtomicU32::new(0);"), 4);
 }
+
+/// The public items of a file, and headers of `impl`s, that name something of the crate `krate`; each as its tokens.
+fn shown_of(krate: &str, text: &str) -> Vec<String> {
+    let tokens = tokens(without_tests(text));
+    let imports = (0..tokens.len()).filter(|at| tokens[*at] == "use" && tokens.get(at + 1) == Some(&krate));
+    let imported = imports.flat_map(|at| tokens[at..].iter().take_while(|token| **token != ";"));
+    let types = imported.filter(|token| token.starts_with(char::is_uppercase)).copied();
+    let names: BTreeSet<_> = types.chain([krate]).collect();
+    let mut found = Vec::new();
+    for at in 0..tokens.len() {
+        let is_public = tokens[at] == "pub" && tokens[at + 1] != "(" && tokens[at + 1] != "use";
+        let is_header = tokens[at] == "impl" && (at == 0 || ["}", ";", "]"].contains(&tokens[at - 1]));
+        if !is_public && !is_header {
+            continue;
+        }
+        // Variants of an enum are as public as it is; fields say so themselves.
+        let ends: &[&str] = match tokens[at + 1] {
+            "enum" => &["}"],
+            // A field.
+            _ if tokens.get(at + 2) == Some(&":") => &[",", "}"],
+            _ => &["{", ";"],
+        };
+        let item: Vec<_> = tokens[at..].iter().take_while(|token| !ends.contains(token)).copied().collect();
+        if item.iter().any(|token| names.contains(token)) {
+            found.push(item.join(" "));
+        }
+    }
+    let exports = (0..tokens.len()).filter(|at| tokens[*at..].starts_with(&["pub", "use", krate]));
+    found.extend(exports.map(|_| format!("pub use {krate}")));
+    found
+}
+
+#[test]
+fn no_type_of_the_client_of_nats_is_public() {
+    let layer = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cluster");
+    let files = files_below(&layer);
+    let of_file = |path: &PathBuf| {
+        let found = shown_of("async_nats", &fs::read_to_string(path).unwrap());
+        found.into_iter().map(|item| format!("{}: {item}", path.display())).collect::<Vec<_>>()
+    };
+    let found: Vec<_> = files.iter().flat_map(of_file).collect();
+    assert!(files.len() > 20 && found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_check_of_public_types_can_fail() {
+    let count =
+        |text: &str| shown_of("nats", &format!("use nats::{{Client, header::{{Map as Other}}}};\n{text}")).len();
+    assert_eq!(count("pub fn client(&self) -> Client {"), 1);
+    assert_eq!(count("pub(super) fn client(&self) -> Client { pub(crate) struct A(Client);"), 0);
+    assert_eq!(count("pub struct A { pub client: Client, other: u8 }"), 1);
+    assert_eq!(count("pub struct A { client: Client }"), 0);
+    assert_eq!(count("pub struct A(pub Client);"), 2);
+    assert_eq!(count("pub enum A { One(Client), Two }"), 1);
+    assert_eq!(count("impl From<Other> for A {"), 1);
+    assert_eq!(count("fn say(what: impl Client) {}"), 0);
+    assert_eq!(count("pub use nats::Client;"), 1);
+    assert_eq!(count("pub fn other() -> Option<nats::Url> { let client: Client = 1; }"), 1);
+}
