@@ -227,6 +227,35 @@ fn thumbs_refuses_what_would_wait_too_long_and_answers_the_rest_once_a_host_come
     service.program.finish();
 }
 
+/// The head of a picture of 23 000 x 23 000 grey pixels, which need more memory than a worker of `thumbs` has.
+fn vast_picture() -> Vec<u8> {
+    let head =
+        [&23_000_u32.to_be_bytes()[..], &23_000_u32.to_be_bytes(), &[8, 0, 0, 0, 0], &0x19f53df4_u32.to_be_bytes()]
+            .concat();
+    [b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", &head[..], b"\0\0\0\0IDAT\x35\xaf\x06\x1e"].concat()
+}
+
+#[test]
+fn thumbs_answers_what_is_too_large_with_413_and_what_takes_too_long_with_504() {
+    let Some(server) = server() else { return };
+    let url = server.url_of("thumbs");
+    let service = Thumbs::start(&url);
+    let host = Program::start("thumbs", &url, &["serve".as_ref()]);
+    assert_eq!(service.thumbnail(), 200);
+    // None of them does anything within the time for a picture.
+    let workers = until("all its workers are there", || {
+        let workers = processes(host.0.as_ref().unwrap(), "PoolWorker");
+        service.stats().contains(&format!("of {} slots busy", workers.len())).then_some(workers)
+    });
+    workers.into_iter().for_each(|worker| kill_process(worker, Signal::STOP).unwrap());
+    assert_eq!(service.thumbnail(), 504);
+    assert_eq!(service.thumbnail(), 200);
+    assert_eq!(service.ask("POST /thumbnail/20", &vec![0; 3 << 20]).0, 413);
+    let (status, why) = service.ask("POST /thumbnail/20", &vast_picture());
+    assert_eq!(status, 413, "{}", String::from_utf8_lossy(&why));
+    assert_eq!(service.thumbnail(), 200);
+}
+
 #[test]
 fn thumbs_loses_no_request_while_workers_and_a_host_are_killed() {
     let Some(server) = server() else { return };
