@@ -87,7 +87,7 @@ impl Service {
         let (host, events) = (self.host.clone(), self.events.clone());
         tokio::spawn(async move {
             let mut waiting = stream::submitters(&host.client, &host.names).await.unwrap_or_default();
-            waiting.retain(|submitter| !host.heard_within(*submitter, LOOK));
+            waiting.retain(|submitter| !host.heard_within(*submitter, LOOK / 4));
             let check = async |submitter| {
                 if is_dead(&host, submitter).await {
                     let _ = events.send(ServiceEvent::Dead(submitter));
@@ -111,21 +111,25 @@ impl Service {
 /// Returns `true` if nobody answers for a submitter, now and after a while.
 async fn is_dead(host: &Host, submitter: u64) -> bool {
     let subject = host.names.of('s', submitter, "q");
-    for attempt in 0..2 {
-        if attempt > 0 {
-            sleep(PATIENCE).await;
-        }
+    let (mut was_missing, mut was_silent) = (false, false);
+    loop {
         // Of no message: the answer that it is not wanted is a sign of life.
         let ask = Ask { number: u64::MAX, host: host.id, delivered: 1 };
         let request = Request::new().payload(ask.encode()).timeout(Some(PATIENCE));
         match host.client.send_request(subject.clone(), request).await {
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => {}
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                if std::mem::replace(&mut was_missing, true) {
+                    return true;
+                }
+                sleep(PATIENCE).await;
+            }
             Ok(_) => {
                 host.has_heard(submitter);
                 return false;
             }
-            Err(_) => return false,
+            // It may have died before it answered.
+            Err(_) if std::mem::replace(&mut was_silent, true) => return false,
+            Err(_) => {}
         }
     }
-    true
 }
