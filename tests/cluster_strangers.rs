@@ -176,13 +176,13 @@ async fn a_credentials_file_is_taken_and_one_of_an_unknown_account_is_named_by_t
 #[tokio::test(flavor = "multi_thread")]
 async fn user_without_permission_to_make_the_stream_gets_an_error_that_names_it() {
     let server = server!(&config("{user: me, password: x, permissions: {publish: \"other.>\", subscribe: \">\"}}"));
-    is_refused(server.address().user("me", "x"), &["permissions violation"]).await;
+    is_refused(server.address().user("me", "x"), &["permissions violation", "nats 2."]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_without_jetstream_is_an_error_with_the_option_to_start_it() {
     let server = server!("# jetstream is not enabled\n");
-    is_refused(server.address(), &["jetstream", "-js"]).await;
+    is_refused(server.address(), &["jetstream", "-js", "nats 2."]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,7 +191,7 @@ async fn a_stream_with_other_properties_is_an_error_that_names_both_values() {
     let pool = cluster::pool(&server);
     let _host = Host::start(&server, 1);
     assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
-    is_refused(server.address().lease(Duration::from_secs(7)), &["lease", "7s", "2s"]).await;
+    is_refused(server.address().lease(Duration::from_secs(7)), &["lease", "7s", "2s", "nats 2."]).await;
     is_refused(server.address().storage(Storage::Memory), &["storage", "memory", "file"]).await;
     is_refused(server.address().most_waiting(17, 1 << 30), &["17", "100000"]).await;
     assert_eq!(within(pool.apply(square, (4,))).await.unwrap(), 16);

@@ -181,6 +181,11 @@ fn check_version(client: &Client, target: &Target) -> Result<(), Failure> {
     )))
 }
 
+/// The server that a client is connected to, or was last, for errors.
+pub(super) fn server_of(client: &Client, pool: &str) -> String {
+    format!("the server of the cluster pool {pool} (NATS {})", client.server_info().version)
+}
+
 fn tell(pool: &str, event: &Event) {
     match event {
         Event::Connected => tracing::info!(pool, "connected to the cluster's server"),

@@ -161,8 +161,13 @@ const CONSUMER: [(&str, &str); 3] = [
     ("/ack_policy", "the acknowledgement policy"),
 ];
 
-fn failed(target: &Target, doing: &str, refusal: &Refusal) -> Failure {
-    let (servers, pool) = (target.named(), &target.pool);
+/// The servers of an address, and the version of the one that is connected.
+fn servers(client: &Client, target: &Target) -> String {
+    format!("{} (NATS {})", target.named(), client.server_info().version)
+}
+
+fn failed(client: &Client, target: &Target, doing: &str, refusal: &Refusal) -> Failure {
+    let (servers, pool) = (servers(client, target), &target.pool);
     let text = format!("cannot {doing} of the cluster pool {pool} at {servers}: {refusal}");
     match refusal {
         Refusal::Silence(_) => Failure::passing(text),
@@ -196,9 +201,9 @@ pub(super) async fn ensure_stream(
                 }
                 created => created,
             }
-            .map_err(|refusal| failed(target, "make the stream", &refusal))?
+            .map_err(|refusal| failed(client, target, "make the stream", &refusal))?
         }
-        found => found.map_err(|refusal| failed(target, "find the stream", &refusal))?,
+        found => found.map_err(|refusal| failed(client, target, "find the stream", &refusal))?,
     };
     match difference(&wanted, &there["config"], &STREAM) {
         None => Ok(made_of(&there)),
@@ -206,7 +211,7 @@ pub(super) async fn ensure_stream(
             "the stream {stream} of the cluster pool {} at {} {difference}: give all hosts and submitters the same address, \
              or delete the stream while nobody uses it",
             names.pool,
-            target.named()
+            servers(client, target)
         ))),
     }
 }
@@ -233,15 +238,17 @@ pub(super) async fn ensure_consumer(
         Err(Refusal::Error { number: NO_SUCH_CONSUMER, .. }) => {
             let body = json!({ "stream_name": stream, "config": wanted });
             let created = api(client, format!("$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{consumer}"), &body).await;
-            created.map_err(|refusal| failed(target, "make the consumer", &refusal))?
+            created.map_err(|refusal| failed(client, target, "make the consumer", &refusal))?
         }
-        found => found.map_err(|refusal| failed(target, "find the consumer", &refusal))?,
+        found => found.map_err(|refusal| failed(client, target, "find the consumer", &refusal))?,
     };
     match difference(&wanted, &there["config"], &CONSUMER) {
         None => Ok(()),
         Some(difference) => {
-            let pool = &names.pool;
-            Err(Failure::lasting(format!("the consumer {consumer} of the cluster pool {pool} {difference}")))
+            let (pool, servers) = (&names.pool, servers(client, target));
+            Err(Failure::lasting(format!(
+                "the consumer {consumer} of the cluster pool {pool} at {servers} {difference}"
+            )))
         }
     }
 }

@@ -437,13 +437,13 @@ impl Service {
             Notice::Connected => self.reconnected(),
             Notice::Disconnected => {}
             Notice::Refused(why) => {
-                let text = format!("the server of the cluster pool {pool} takes this user no more: {why}");
+                let text = format!("{} takes this user no more: {why}", link::server_of(&self.host.client, &pool));
                 return Some(Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterRefused));
             }
             Notice::Denied(why) => {
                 let needed = [format!("\"mp.{pool}."), "MSG.NEXT".into(), "$JS.ACK".into()];
                 if needed.iter().any(|subject| why.contains(subject.as_str())) {
-                    return Some(denied(self.names(), &why));
+                    return Some(denied(&self.host.client, self.names(), &why));
                 }
                 let help = Topic::ClusterRefused.name();
                 tracing::warn!(pool, why, help, "the cluster's server does not let this user do something");

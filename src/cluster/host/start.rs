@@ -43,15 +43,15 @@ pub(super) async fn ready(
         // A request that the user has no right to is not answered.
         while let Ok(notice) = noticed.try_recv() {
             if let Notice::Denied(why) = notice {
-                return Err(denied(names, &why));
+                return Err(denied(&client, names, &why));
             }
         }
         sleep(link::pause(attempt)).await;
     }
 }
 
-pub(super) fn denied(names: &Names, why: &str) -> Error {
-    let text = format!("the server of the cluster pool {} does not let this user serve: {why}", names.pool);
+pub(super) fn denied(client: &Client, names: &Names, why: &str) -> Error {
+    let text = format!("{} does not let this user serve: {why}", link::server_of(client, &names.pool));
     Error::new(ErrorKind::Unavailable, text).explained_by(Topic::ClusterRefused)
 }
 

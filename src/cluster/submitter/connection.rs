@@ -12,6 +12,11 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 impl Session {
+    /// The server, for errors.
+    pub(super) fn server(&self) -> String {
+        link::server_of(&self.client, &self.names().pool)
+    }
+
     /// Sees to it that the stream is there.
     pub(super) fn provide(&mut self) {
         self.is_ready = false;
@@ -60,8 +65,7 @@ impl Session {
             Notice::Disconnected => {}
             Notice::Refused(_) if self.is_connected() => {}
             Notice::Refused(why) => {
-                let text =
-                    format!("the server of the cluster pool {} takes this user no more: {why}", self.names().pool);
+                let text = format!("{} takes this user no more: {why}", self.server());
                 self.work.outage.note(Failure::passing(text));
             }
             Notice::Denied(why) => self.denied(&why),
@@ -95,8 +99,7 @@ impl Session {
         }
         let needed = [format!("mp.{}.", self.names().pool), "$JS.API.STREAM".into()];
         if needed.iter().any(|subject| why.contains(subject.as_str())) {
-            let text =
-                format!("the server of the cluster pool {} does not let this user submit: {why}", self.names().pool);
+            let text = format!("{} does not let this user submit: {why}", self.server());
             self.work.outage.note(Failure::lasting(text));
             if self.is_ready {
                 // Perhaps somebody changes that.

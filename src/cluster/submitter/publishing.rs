@@ -172,8 +172,7 @@ impl Session {
     /// The server lets less through than before. Orders that travelled together go on alone.
     async fn refused_as_too_large(&mut self, number: u64, error: &PublishError) {
         if self.messages.get(&number).is_none_or(|sent| sent.orders.iter().flatten().nth(1).is_none()) {
-            let text =
-                format!("the server of the cluster pool {} lets less through than before: {error}", self.names().pool);
+            let text = format!("{} lets less through than before: {error}", self.server());
             return self.fail(number, &Error::new(ErrorKind::Unavailable, text)).await;
         }
         let Some(sent) = self.forget(number) else { return };
