@@ -5,6 +5,7 @@ use futures::StreamExt;
 use multiprocess::cluster::{Address, Storage};
 use multiprocess::{self as mp, ErrorKind, Pool, Process};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 mod cluster;
@@ -118,7 +119,8 @@ async fn an_item_whose_hosts_are_lost_too_often_fails_and_names_them() {
     let error = within(call).await.unwrap_err();
     let text = error.to_string();
     assert_eq!(error.kind(), ErrorKind::ProcessDied, "{text}");
-    assert!(names.iter().all(|name| text.contains(name)) && text.contains("note"), "{text}");
+    assert!(names.iter().all(|name| text.contains(name)) && text.starts_with("item 0 of "), "{text}");
+    assert!(text.contains("::note: 2 hosts were lost"), "{text}");
     assert_eq!(notes(&file), 2);
     server.is_empty().await;
 }
@@ -293,6 +295,89 @@ async fn hosts_that_drain_while_messages_come_lose_none_and_count_as_lost_with_n
 #[tokio::test(flavor = "multi_thread")]
 async fn an_item_that_outlasts_its_lease_runs_once() {
     let server = server!();
+/// It has asked for messages, and they are on their way when it has nothing left to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_arrive_bit_by_bit_while_a_host_leaves_are_given_back() {
+    let server = server!();
+    let proxy = Proxy::before(&server).await;
+    let local = Pool::new(2).unwrap();
+    let serving = local.serve(proxy.address());
+    let pool = cluster::pool(&server);
+    until("a host that is known", async || pool.workers() == 2).await;
+    until("it has asked for messages", async || server.consumer().await["num_waiting"] == 1).await;
+    let client = server.client().await;
+    let mut beats = server.subscribe(&client, "mp.pool.beat").await;
+    proxy.holds.store(true, SeqCst);
+    let calls = [3, 4].map(|n| pool.apply_async(square, (n,)));
+    until("both are on their way", async || server.consumer().await["num_ack_pending"] == 2).await;
+    serving.drain(Duration::from_secs(10));
+    until("it leaves", async || within(beats.next()).await.unwrap().payload.last() == Some(&1)).await;
+    proxy.holds.store(false, SeqCst);
+    let served = within(serving).await.unwrap();
+    assert_eq!((served.items, served.given_back), (0, 2));
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(futures::future::try_join_all(calls)).await.unwrap(), [9, 16]);
+    assert_eq!(pool.stats().redelivered, 0);
+    server.is_empty().await;
+}
+
+/// One of several servers may learn late that a host has left: what it sends to that host meanwhile nobody gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_nobody_got_counts_as_lost_with_a_host_unless_one_has_left_since() {
+    let server = server!();
+    let pool = Pool::builder().cluster(server.address().redeliver(0)).build().unwrap();
+    let client = server.client().await;
+    let mut beats = server.subscribe(&client, "mp.pool.beat").await;
+    let host = Host::start(&server, 1);
+    let greeting = within(beats.next()).await.unwrap();
+    until("a host that is known", async || pool.workers() == 1).await;
+    host.drain().await;
+    until("no host", async || pool.hosts().is_empty()).await;
+    let mut farewell = within(beats.next()).await.unwrap();
+    while farewell.payload.last() != Some(&1) {
+        farewell = within(beats.next()).await.unwrap();
+    }
+    let before = pool.apply_async(square, (3,));
+    until("it is in the stream", async || server.messages().await == 1).await;
+    // As if that host had come, and had left only now.
+    client.publish(greeting.subject, greeting.payload).await.unwrap();
+    until("it has come", async || pool.workers() == 1).await;
+    client.publish(farewell.subject, farewell.payload).await.unwrap();
+    until("it has left", async || pool.hosts().is_empty()).await;
+    let after = pool.apply_async(square, (4,));
+    until("both are in the stream", async || server.messages().await == 2).await;
+    server.take(&client, 2).await;
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(before).await.unwrap(), 9);
+    let error = within(after).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::ProcessDied && error.to_string().contains("lost at once"), "{error}");
+    server.is_empty().await;
+}
+
+/// As by a server that is slow to renew a lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_handed_out_again_to_the_host_that_has_it_counts_as_lost_with_none() {
+    let server = server!();
+    let pool = Pool::builder().cluster(server.address().redeliver(0)).build().unwrap();
+    let file = server.dir().join("notes");
+    let client = server.client().await;
+    let mut renewals = server.subscribe(&client, "$JS.ACK.>").await;
+    let host = Host::of(Setup { grace: Duration::ZERO, ..Setup::of(&server, 2) });
+    let call = pool.apply_async(stays_first, (file.clone(),));
+    until("it runs", async || notes(&file) == 1).await;
+    let first = within(renewals.next()).await.unwrap();
+    client.publish(first.subject.clone(), "-NAK".into()).await.unwrap();
+    // The subject has how often it was delivered, and its number.
+    let (consumer, _) = first.subject.split_once(".1.1.").unwrap();
+    let again = format!("{consumer}.2.1.");
+    until("it is there again", async || within(renewals.next()).await.unwrap().subject.starts_with(&again)).await;
+    let (.., killed) = host.drain().await;
+    let _other = Host::start(&server, 1);
+    within(call).await.unwrap();
+    assert_eq!((killed, notes(&file), pool.stats().redelivered), (1, 2, 0));
+    server.is_empty().await;
+}
+
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
     let _hosts = [Host::start(&server, 1), Host::start(&server, 1)];

@@ -14,6 +14,7 @@
 //! | `mp.P.s.SUBMITTER.k` | host to submitter | [`HeldMessages`], of the items that were given back and may have begun |
 //! | `mp.P.s.SUBMITTER.p`, `mp.P.h.HOST.p` | to the owner of a large value, which answers with it | [`Piece`] |
 //! | `mp.P.h.HOST.in`, `mp.P.h.HOST.n.SUBMITTER` | what a host gets for its requests | |
+//! | `mp.P.h.HOST.e`, `mp.P.h.HOST.z` | host to itself: whether the server is there, and the last of what it sends | |
 //! | `mp.P.c` | submitter to all hosts | [`Cancel`] |
 //! | `mp.P.beat` | host to all submitters | [`Beat`] |
 //! | `mp.P.roll` | submitter to all hosts: asks for a beat | empty |

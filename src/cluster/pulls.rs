@@ -79,6 +79,11 @@ impl Pulls {
         self.outstanding = 0;
     }
 
+    /// Returns how many messages may still come.
+    pub(super) fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
     /// The items of a message have taken so long.
     pub(super) fn learn(&mut self, time: Duration) {
         // Items that were long may be long again: asking for too many keeps others waiting.

@@ -76,6 +76,37 @@ impl Server {
     }
 
     pub async fn purge(&self) {
+    /// The only consumer of the stream of the pool, as the server tells of it.
+    pub async fn consumer(&self) -> serde_json::Value {
+        let names = self.api("CONSUMER.NAMES.MP_pool", "").await;
+        let name = names["consumers"][0].as_str().unwrap_or("none");
+        self.api(&format!("CONSUMER.INFO.MP_pool.{name}"), "").await
+    }
+
+    /// Takes messages of the pool as a host does; the rest is up to the test.
+    pub async fn take(&self, client: &async_nats::Client, count: usize) -> Vec<async_nats::Message> {
+        use futures::StreamExt;
+        let inbox = client.new_inbox();
+        let taken = client.subscribe(inbox.clone()).await.unwrap();
+        let name = self.consumer().await["name"].as_str().expect("a consumer").to_string();
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.MP_pool.{name}");
+        client.publish_with_reply(next, inbox, format!("{{\"batch\":{count}}}").into()).await.unwrap();
+        tokio::time::timeout(PATIENCE, taken.take(count).collect()).await.expect("messages in time")
+    }
+
+    pub async fn delete_consumer(&self) {
+        let name = self.consumer().await["name"].as_str().expect("a consumer").to_string();
+        self.api(&format!("CONSUMER.DELETE.MP_pool.{name}"), "").await;
+    }
+
+    /// Changes a property of the stream of the pool.
+    pub async fn set_stream(&self, property: &str, value: i64) {
+        let mut config = self.api("STREAM.INFO.MP_pool", "").await["config"].take();
+        config[property] = value.into();
+        let updated = self.api("STREAM.UPDATE.MP_pool", &config.to_string()).await;
+        assert!(updated["error"].is_null(), "{updated}");
+    }
+
         self.api("STREAM.PURGE.MP_pool", "").await;
     }
 

@@ -11,12 +11,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-/// Stands between a pool and the server. It may keep back what the server says, take nothing of the pool, and cut the connections.
+/// Stands between a pool and the server. It may keep back what the server says, hold it up, take nothing of the pool, and cut the
+/// connections.
 #[derive(Clone)]
 pub struct Proxy {
     port: u16,
     pub takes_nothing: Arc<AtomicBool>,
     pub keeps_back: Arc<AtomicBool>,
+    pub holds: Arc<AtomicBool>,
     cut: Arc<Notify>,
     /// When it was connected to last.
     tried: Arc<Mutex<Instant>>,
@@ -28,8 +30,9 @@ impl Proxy {
     pub async fn before(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (port, to) = (listener.local_addr().unwrap().port(), server.port);
-        let (takes_nothing, keeps_back, cut, passed) = Default::default();
-        let proxy = Self { port, takes_nothing, keeps_back, cut, tried: Arc::new(Mutex::new(Instant::now())), passed };
+        let (takes_nothing, keeps_back, holds, cut, passed) = Default::default();
+        let tried = Arc::new(Mutex::new(Instant::now()));
+        let proxy = Self { port, takes_nothing, keeps_back, holds, cut, tried, passed };
         let all = proxy.clone();
         tokio::spawn(async move {
             while let Ok((here, _)) = listener.accept().await {
@@ -50,8 +53,22 @@ impl Proxy {
         let down = async {
             let mut bytes = [0; 4096];
             while let Ok(len @ 1..) = said.read(&mut bytes).await {
-                if !self.keeps_back.load(SeqCst) && back.write_all(&bytes[..len]).await.is_err() {
-                    break;
+                if self.keeps_back.load(SeqCst) {
+                    continue;
+                }
+                let mut piece = len;
+                while self.holds.load(SeqCst) {
+                    // Then it comes bit by bit, as by a slow link.
+                    piece = 16;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                for piece in bytes[..len].chunks(piece) {
+                    if back.write_all(piece).await.is_err() {
+                        return;
+                    }
+                    if piece.len() < len {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
                 }
             }
         };

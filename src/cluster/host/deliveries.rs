@@ -108,8 +108,13 @@ impl Service {
                 // The stream has it twice; one copy is enough.
                 return self.say(reply, "+ACK".into()).await;
             }
-            // It was handed out again though it is here: the lease is a new one.
+            // It was handed out again though it is here: the lease is a new one, and nobody was lost.
+            let is_again = delivery.times > job.delivery.times;
             (job.delivery, job.reply) = (delivery, reply);
+            if is_again {
+                self.say_given_back(key, false).await;
+                self.report(vec![key]).await;
+            }
             return;
         }
         if !self.host.may_ask(key.0, self.address.lease * LATER) {

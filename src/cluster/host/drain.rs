@@ -2,15 +2,18 @@
 
 use super::deliveries::Delivery;
 use super::{Service, ServiceEvent};
-use crate::cluster::job::JobCommand;
+use crate::cluster::job::{JobCommand, PATIENCE};
 use crate::cluster::serving::Command;
 use async_nats::Subscriber;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
 /// Within this all jobs report their progress.
 const GIVES_BACK: Duration = Duration::from_millis(500);
+/// So many messages may come at the end beside those that were asked for, and those that have come and were not read.
+const SPARE: usize = 256;
 
 impl Service {
     pub(super) fn commanded(&mut self, command: Command) {
@@ -58,11 +61,19 @@ impl Service {
     }
 
     /// Messages that the server sent before it learnt that nothing is wanted any more. Nobody was lost with them.
+    ///
+    /// After the client's own `drain`, only what has come by the next thing that arrives is kept. So the subscription is to end after
+    /// a number of messages, at the server as here, and empty ones to this host make up that number. After a reconnect the server counts anew, and
+    /// some of what comes last may be lost: submitters do not count that as the loss of a host.
     pub(super) async fn give_back_what_was_on_its_way(&mut self, mut own: Subscriber) {
-        if !self.is_connected() || own.drain().await.is_err() {
+        let rest = self.pulls.outstanding() + SPARE;
+        if !self.is_connected() || own.unsubscribe_after(self.received + rest as u64).await.is_err() {
             return;
         }
-        let deadline = tokio::time::Instant::now() + GIVES_BACK;
+        for _ in 0..rest {
+            self.say(self.names().of('h', self.host.id, "z"), Bytes::new()).await;
+        }
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         while let Ok(Some(message)) = timeout_at(deadline, own.next()).await {
             if let Some(reply) = message.reply.as_ref().filter(|reply| Delivery::read(reply).is_some()) {
                 self.give_back(&message.payload, reply).await;

@@ -149,6 +149,8 @@ struct Service {
     /// Messages in the order in which they came, until they are reported to their submitters.
     unreported: VecDeque<(Instant, (u64, u64))>,
     pulls: Pulls,
+    /// Messages that have come to this host's own subjects.
+    received: u64,
     connects: u64,
     providing: Option<JoinHandle<Provision>>,
     provisions: usize,
@@ -205,6 +207,7 @@ impl Service {
             busy: 0,
             unreported: VecDeque::new(),
             pulls: Pulls::default(),
+            received: 0,
             connects,
             providing: None,
             provisions: 0,
@@ -371,6 +374,7 @@ impl Service {
     }
 
     async fn arrived(&mut self, message: Arrived) {
+        self.received += 1;
         let prefix = self.names().of('h', self.host.id, "");
         let Some(what) = message.subject.strip_prefix(prefix.as_str()).map(str::to_string) else {
             return self.delivered(message).await;

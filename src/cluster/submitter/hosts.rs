@@ -18,6 +18,7 @@ impl Session {
         self.is_heard();
         if let Ok(beat) = Beat::decode(&message.payload) {
             let now = Instant::now();
+            self.departures += u64::from(beat.is_leaving && beat.build == self.names().build);
             let mut view = lock(&self.work.submitter.view);
             view.roster.heard(beat, now);
             view.roster.strike_out(now);
@@ -90,17 +91,17 @@ impl Session {
             // The time to begin counts anew if no host is there; else it has none, as after any other retry.
             let has_hosts = lock(&self.work.submitter.view).roster.slots() > 0;
             let patience = sent.patience.filter(|_| !has_hosts);
-            if let Some(error) = self.has_lost(number, losses) {
-                self.fail(number, &error).await;
+            if self.is_lost_too_often(number, losses) {
+                self.fail_lost(number).await;
             } else if let Some(sent) = self.messages.get_mut(&number) {
                 (sent.holder, sent.start_by) = (None, patience.and_then(|patience| now.checked_add(patience)));
             }
         }
     }
 
-    /// Counts that a message was lost with hosts so often; returns the error if that is too often.
-    fn has_lost(&mut self, number: u64, losses: u32) -> Option<Error> {
-        let sent = self.messages.get_mut(&number)?;
+    /// Counts that a message was lost with hosts so often; returns `true` if that is too often.
+    fn is_lost_too_often(&mut self, number: u64, losses: u32) -> bool {
+        let Some(sent) = self.messages.get_mut(&number) else { return false };
         if losses > sent.losses {
             sent.losses = losses;
             let mut view = lock(&self.work.submitter.view);
@@ -108,13 +109,22 @@ impl Session {
             sent.lost.push(lost);
             view.redelivered += u64::from(sent.items);
         }
-        if sent.losses <= self.work.address.redeliver {
-            return None;
+        sent.losses > self.work.address.redeliver
+    }
+
+    /// Fails the items of a message that was lost too often; each order's error names its own.
+    async fn fail_lost(&mut self, number: u64) {
+        let Some(mut sent) = self.forget(number) else { return };
+        let hosts = match sent.lost.len() {
+            1 => "a host was".into(),
+            count => format!("{count} hosts were"),
+        };
+        let names = sent.lost.join(", ");
+        for order in sent.orders.iter_mut().filter_map(Option::take) {
+            let text = format!("{}: {hosts} lost while at it: {names}", place_of(&order));
+            order.fail_rest(&Error::new(ErrorKind::ProcessDied, text).explained_by(Topic::HostLost));
         }
-        let label = sent.orders.iter().flatten().next().map_or("an item", Order::label);
-        let (count, names) = (sent.lost.len(), sent.lost.join(", "));
-        let text = format!("{label} was at {count} hosts that were lost while they had it: {names}");
-        Some(Error::new(ErrorKind::ProcessDied, text).explained_by(Topic::HostLost))
+        self.call_off(number, &sent).await;
     }
 
     /// A host asks whether it should begin.
@@ -133,10 +143,16 @@ impl Session {
         }
         let lost = delivered.saturating_sub(1).saturating_sub(sent.given_back);
         let mut losses = sent.losses_before.saturating_add(lost);
-        if losses > sent.losses && sent.holder == Some(host) {
-            // It was here before, was cut off, and is not lost.
+        // It was here before, was cut off, and is not lost.
+        let was_cut_off = sent.holder == Some(host);
+        // Nobody has told of that delivery, and a host has left since the last one. One of several servers learns that late: what it sends
+        // to that host meanwhile nobody gets.
+        let was_left = sent.holder.is_none() && sent.departures != self.departures;
+        sent.departures = self.departures;
+        let is_excused = losses > sent.losses && (was_cut_off || was_left);
+        if is_excused {
             sent.given_back = sent.given_back.saturating_add(losses - sent.losses);
-            (sent.start_by, losses) = (None, sent.losses);
+            losses = sent.losses;
         }
         tracing::trace!(
             number,
@@ -147,13 +163,13 @@ impl Session {
             known = sent.losses,
             "a host asks"
         );
-        if lost > 0 {
+        if lost > 0 && !(is_excused && was_left) {
             // It has begun, as far as anybody knows, and is tried again: as on this machine, it has no time to begin by any more.
             sent.start_by = None;
         }
-        if let Some(error) = self.has_lost(number, losses) {
+        if self.is_lost_too_often(number, losses) {
             self.reply(message.reply.clone(), &no).await;
-            return self.fail(number, &error).await;
+            return self.fail_lost(number).await;
         }
         let Some(sent) = self.messages.get_mut(&number) else { return };
         (sent.holder, sent.heard, sent.reported) = (Some(host), now, now);
@@ -204,6 +220,15 @@ impl Session {
         }
         // A sign of life.
         self.reply(message.reply.clone(), &Numbers(Vec::new())).await;
+    }
+}
+
+/// The items of an order, as errors of a local pool name them.
+fn place_of(order: &Order) -> String {
+    let (first, label) = (order.first(), order.label());
+    match u64::from(order.count()) {
+        1 => format!("item {first} of {label}"),
+        count => format!("items {first} to {} of {label}", first + count - 1),
     }
 }
 

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | the submitter | hosts find nobody at its subjects, stop its items and remove its messages |
 //! | a host | its messages are handed out again one lease later; the next host asks, and the answer has how often that was; if none asks, it is counted two leases later |
+//! | a host that leaves, while a server still sends to it | nobody gets that message: it is handed out again one lease later, and no host counts as lost with it |
 //! | the server | all of it waits; after a reconnect each message without an acknowledgement is published again, under the same id; a copy that the stream does not know as one is not wanted while another host has the first, and if that host gives it back, it is published again two leases later |
 //! | the server, as the pool ends | messages of the pool are deleted from the stream if the server is back within 20 s and the runtime goes on; one that was not acknowledged stays there until a host takes it |
 //! | the server, stopped and still connected | calls fail once it has answered nothing for the address's `offline_timeout` |
@@ -250,6 +251,8 @@ struct Session {
     /// When the last of them was on its way.
     fetched: Option<Instant>,
     next_number: u64,
+    /// How often a host has told that it leaves.
+    departures: u64,
     is_full: bool,
     /// The connection has taken nothing for a while: what it had to send before has not left. Until the next look nothing is tried.
     jammed: AtomicBool,
@@ -300,6 +303,7 @@ impl Session {
             fetching: HashMap::new(),
             fetched: None,
             next_number: 0,
+            departures: 0,
             is_full: false,
             jammed: AtomicBool::new(false),
             waited: AtomicU64::new(0),

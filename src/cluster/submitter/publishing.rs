@@ -104,6 +104,7 @@ impl Session {
             heard: now,
             is_repeated: false,
             given_back: 0,
+            departures: self.departures,
             lost: Vec::new(),
             losses: 0,
             losses_before: 0,

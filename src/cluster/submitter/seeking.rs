@@ -75,7 +75,7 @@ impl Session {
         }
         sent.earlier.push(number);
         sent.earlier.iter().for_each(|earlier| _ = self.aliases.insert(*earlier, new));
-        (sent.state, sent.heard) = (State::unacknowledged(now), now);
+        (sent.state, sent.heard, sent.departures) = (State::unacknowledged(now), now, self.departures);
         (sent.holder, sent.given_back, sent.ignored, sent.losses_before) = (None, 0, 0, sent.losses);
         self.messages.insert(new, sent);
         self.publish(new).await;

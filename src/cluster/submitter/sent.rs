@@ -24,6 +24,8 @@ pub(super) struct Sent {
     pub(super) is_repeated: bool,
     /// A host has given it back so often, for which nobody was lost.
     pub(super) given_back: u32,
+    /// Hosts had left so often when it was published, or when a host asked for it last.
+    pub(super) departures: u64,
     /// Hosts that were lost with it, and how often that was.
     pub(super) lost: Vec<String>,
     pub(super) losses: u32,
