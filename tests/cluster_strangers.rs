@@ -512,6 +512,7 @@ async fn a_message_that_is_published_again_is_to_be_asked_about_before_it_begins
     // Behind the version, the kind, the submitter and the number.
     assert_eq!((first.payload[18], again.payload[18]), (0, 1));
 }
+    proxy.cut();
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_was_published_anew_is_not_wanted_under_its_earlier_number() {

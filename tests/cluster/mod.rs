@@ -4,6 +4,7 @@
 use multiprocess::cluster::{Address, Served, Storage};
 use multiprocess::{self as mp, Pool, Process};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -75,7 +76,6 @@ impl Server {
         self.api("STREAM.INFO.MP_pool", "").await["state"]["consumer_count"].as_u64().unwrap_or(0)
     }
 
-    pub async fn purge(&self) {
     /// The only consumer of the stream of the pool, as the server tells of it.
     pub async fn consumer(&self) -> serde_json::Value {
         let names = self.api("CONSUMER.NAMES.MP_pool", "").await;
@@ -107,6 +107,7 @@ impl Server {
         assert!(updated["error"].is_null(), "{updated}");
     }
 
+    pub async fn purge(&self) {
         self.api("STREAM.PURGE.MP_pool", "").await;
     }
 
@@ -140,17 +141,27 @@ pub struct Setup {
     pub lease: Duration,
     pub is_in_memory: bool,
     pub grace: Duration,
+    /// Where it and its workers are.
+    pub dir: PathBuf,
 }
 
 impl Setup {
     pub fn of(server: &Server, workers: usize) -> Self {
-        Self { url: server.url(), workers, lease: LEASE, is_in_memory: false, grace: PATIENCE }
+        Self {
+            url: server.url(),
+            workers,
+            lease: LEASE,
+            is_in_memory: false,
+            grace: PATIENCE,
+            dir: server.dir().into(),
+        }
     }
 }
 
 /// Serves until SIGTERM, and then drains.
 pub async fn serve(setup: Setup) -> mp::Result<(usize, usize, usize)> {
     log();
+    std::env::set_current_dir(&setup.dir)?;
     let pool = Pool::new(setup.workers)?;
     let storage = if setup.is_in_memory { Storage::Memory } else { Storage::File };
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -167,7 +178,7 @@ pub async fn serve(setup: Setup) -> mp::Result<(usize, usize, usize)> {
     Ok((served.items, served.given_back, served.killed))
 }
 
-/// A process that serves.
+/// A process that serves. Dropped, it is killed.
 pub struct Host {
     pub process: Process<mp::Result<(usize, usize, usize)>>,
 }
@@ -178,7 +189,7 @@ impl Host {
     }
 
     pub fn of(setup: Setup) -> Self {
-        Self { process: Process::spawn(serve, (setup,)).unwrap() }
+        Self { process: Process::builder().kill_on_drop(true).spawn(serve, (setup,)).unwrap() }
     }
 
     pub fn signal(&self, signal: &str) {

@@ -133,8 +133,55 @@ impl Server {
     }
 }
 
+/// Processes that are in a folder, run a program of it or have a file of it open; each with what shows that.
+fn processes_in(dir: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let links = entries("/proc".as_ref()).flat_map(|process| {
+        let files = entries(&process.join("fd")).collect::<Vec<_>>();
+        files.into_iter().chain(["cwd", "exe"].map(|link| process.join(link)))
+    });
+    let in_it = links.filter_map(|link| Some((std::fs::read_link(&link).ok()?, link)));
+    in_it.filter(|(target, _)| target.starts_with(dir)).map(|(target, link)| (link, target)).collect()
+}
+
+/// Connections to a port that somebody has a descriptor of.
+fn connections_to(port: u16) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let is_one = |row: &&str| {
+        let fields: Vec<_> = row.split_whitespace().collect();
+        fields[2].ends_with(&format!(":{port:04X}")) && fields[9] != "0"
+    };
+    table.lines().skip(1).filter(is_one).map(str::to_string).collect()
+}
+
+impl Server {
+    /// Waits until nothing is left of those who used it: no process in its folder, where hosts are, and, if it runs, no descriptor of a
+    /// connection.
+    fn nothing_is_left(&self) {
+        // Tasks that close connections do not go on while the only thread of their runtime waits here.
+        let goes_on =
+            |runtime: tokio::runtime::Handle| runtime.runtime_flavor() != tokio::runtime::RuntimeFlavor::CurrentThread;
+        let closes = self.child.is_some() && tokio::runtime::Handle::try_current().map_or(true, goes_on);
+        let own = PathBuf::from(format!("/proc/{}", self.child.as_ref().map_or(0, Child::id)));
+        let start = Instant::now();
+        loop {
+            let processes: Vec<_> =
+                processes_in(&self.dir).into_iter().filter(|(link, _)| !link.starts_with(&own)).collect();
+            let connections = if closes { connections_to(self.port) } else { Vec::new() };
+            if processes.is_empty() && connections.is_empty() {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "left behind: {processes:?} {connections:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.nothing_is_left();
+        }
         self.kill();
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
