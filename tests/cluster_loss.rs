@@ -168,12 +168,13 @@ async fn a_lost_host_is_counted_though_no_other_host_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_number_of_the_attempt_counts_those_of_the_caller_and_lost_hosts() {
+async fn the_number_of_the_attempt_counts_those_of_the_caller_and_lost_hosts_and_the_id_stays() {
     let server = server!();
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
     let attempts = |file: PathBuf| {
-        let attempt = mp::current_task().unwrap().attempt();
+        let (attempt, id) = (mp::current_task().unwrap().attempt(), mp::current_task().unwrap().task_id());
+        std::fs::write(file.with_extension(attempt.to_string()), id).unwrap();
         add(&file);
         if attempt == 1 {
             std::thread::sleep(Duration::from_secs(60));
@@ -189,6 +190,8 @@ async fn the_number_of_the_attempt_counts_those_of_the_caller_and_lost_hosts() {
     let _second = Host::start(&server, 1);
     assert_eq!(within(call).await.unwrap().unwrap(), 2);
     assert_eq!(notes(&file), 3);
+    let ids = [0, 1, 2].map(|attempt| std::fs::read_to_string(file.with_extension(attempt.to_string())).unwrap());
+    assert!(!ids[0].is_empty() && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
 }
 
 /// Its server is away for longer than a lease, and nobody is lost.
@@ -292,9 +295,6 @@ async fn hosts_that_drain_while_messages_come_lose_none_and_count_as_lost_with_n
     server.is_empty().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_item_that_outlasts_its_lease_runs_once() {
-    let server = server!();
 /// It has asked for messages, and they are on their way when it has nothing left to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_arrive_bit_by_bit_while_a_host_leaves_are_given_back() {
@@ -378,6 +378,9 @@ async fn a_message_that_is_handed_out_again_to_the_host_that_has_it_counts_as_lo
     server.is_empty().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_outlasts_its_lease_runs_once() {
+    let server = server!();
     let pool = cluster::pool(&server);
     let file = server.dir().join("notes");
     let _hosts = [Host::start(&server, 1), Host::start(&server, 1)];
@@ -721,8 +724,16 @@ async fn items_of_a_killed_submitter_behind_others_are_removed_though_hosts_are_
     until("it is busy", async || notes(&file) == 1).await;
     let submitter = Process::spawn(submit, (server.url(), file.clone(), 3)).unwrap();
     until("three wait", async || server.messages().await == 4).await;
+    // It has answered when the host looked for it, and dies right after.
+    let client = server.client().await;
+    let mut looks = server.subscribe(&client, "mp.pool.s.*.q").await;
+    within(looks.next()).await.unwrap();
+    // Else this client stands for it.
+    looks.unsubscribe().await.unwrap();
     submitter.kill().unwrap();
+    let killed = Instant::now();
     until("they are removed", async || server.messages().await == 1).await;
+    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
     drop(busy);
     pool.terminate();
     server.is_empty().await;
@@ -802,10 +813,3 @@ async fn a_hundred_thousand_items_are_answered_once_each_whatever_is_killed() {
     let mut server = server!();
     soak(&mut server, 100_000).await;
 }
-    // It has answered when the host looked for it, and dies right after.
-    let client = server.client().await;
-    let mut looks = server.subscribe(&client, "mp.pool.s.*.q").await;
-    within(looks.next()).await.unwrap();
-    // Else this client stands for it.
-    looks.unsubscribe().await.unwrap();
-    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());

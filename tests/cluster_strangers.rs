@@ -4,6 +4,7 @@
 use multiprocess::cluster::{Address, Storage};
 use multiprocess::{self as mp, ErrorKind, Pool};
 use std::collections::BTreeSet;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -235,8 +236,8 @@ async fn a_denied_publish_is_an_error_of_the_call_and_not_its_timeout() {
 async fn a_server_that_is_too_old_is_an_error_that_names_both_versions() {
     let old = std::env::var_os("NATS_SERVER_OLD").map(PathBuf::from).filter(|file| file.is_file());
     let Some(binary) = old else {
-        eprintln!("SKIPPED: no server of 2.9 here (`.ci/nats --old DIR`; then NATS_SERVER_OLD=DIR/2.9/nats-server)");
         assert!(std::env::var_os("CI").is_none(), "no server of 2.9: `.ci/nats --old DIR`, and NATS_SERVER_OLD");
+        eprintln!("SKIPPED: no server of 2.9 here (`.ci/nats --old DIR`; then NATS_SERVER_OLD=DIR/2.9/nats-server)");
         return;
     };
     let server = Server::start(binary, "");
@@ -511,8 +512,8 @@ async fn a_message_that_is_published_again_is_to_be_asked_about_before_it_begins
     assert_eq!(id(&first), id(&again));
     // Behind the version, the kind, the submitter and the number.
     assert_eq!((first.payload[18], again.payload[18]), (0, 1));
-}
     proxy.cut();
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_was_published_anew_is_not_wanted_under_its_earlier_number() {
@@ -710,4 +711,141 @@ async fn messages_like_real_ones_harm_nobody_and_an_answer_that_is_repeated_is_d
     }
     server.is_empty().await;
     host.drain().await;
+}
+
+/// One that lets nobody publish more than a few bytes to the pool's stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_the_stream_refuses_for_long_is_an_error_with_the_words_of_the_server() {
+    let server = server!();
+    let pool = Pool::builder().cluster(server.address().offline_timeout(1000 * MS)).build().unwrap();
+    let _host = Host::start(&server, 1);
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    server.set_stream("max_msg_size", 10).await;
+    let error = within(pool.apply(square, (4,))).await.unwrap_err();
+    let text = error.to_string();
+    assert!(error.kind() == ErrorKind::Unavailable && text.contains("message size exceeds"), "{text}");
+    server.set_stream("max_msg_size", -1).await;
+    assert_eq!(within(pool.apply(square, (5,))).await.unwrap(), 25);
+    server.is_empty().await;
+}
+
+/// As by `nats consumer rm`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_is_deleted_is_made_again_and_what_runs_runs_once() {
+    let server = server!();
+    let pool = cluster::pool(&server);
+    let _host = Host::start(&server, 2);
+    let (file, client) = (server.dir().join("runs"), server.client().await);
+    let mut reports = server.subscribe(&client, "mp.pool.s.*.h").await;
+    let running = pool.apply_async(runs_until_told, (file.clone(),));
+    next(&mut reports).await;
+    server.delete_consumer().await;
+    for n in 0..3 {
+        assert_eq!(within(pool.apply(square, (n,))).await.unwrap(), n * n);
+    }
+    std::fs::write(file.with_extension("end"), "").unwrap();
+    within(running).await.unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"x");
+    server.is_empty().await;
+    assert_eq!((server.consumers().await, pool.stats().redelivered), (1, 0));
+}
+
+fn runs_until_told(file: PathBuf) {
+    std::fs::OpenOptions::new().create(true).append(true).open(&file).unwrap().write_all(b"x").unwrap();
+    while !file.with_extension("end").exists() {
+        std::thread::sleep(MS);
+    }
+}
+
+/// The server says that it has handed the message out, and goes on saying so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_consumer_does_not_hand_out_though_hosts_are_free_is_published_anew() {
+    let server = server!();
+    let address = server.address().lease(500 * MS);
+    let setup = cluster::Setup { lease: 500 * MS, ..cluster::Setup::of(&server, 1) };
+    let pool = Pool::builder().cluster(address).build().unwrap();
+    // Makes the consumer.
+    let host = Host::of(setup.clone());
+    until("a host that is known", async || pool.workers() == 1).await;
+    host.drain().await;
+    let call = pool.apply_async(square, (3,));
+    until("it is in the stream", async || server.messages().await == 1).await;
+    let client = server.client().await;
+    let taken = server.take(&client, 1).await;
+    let reply = taken[0].reply.clone().unwrap();
+    let _host = Host::of(setup);
+    let keeps = async {
+        loop {
+            client.publish(reply.clone(), "+WPI".into()).await.unwrap();
+            tokio::time::sleep(100 * MS).await;
+        }
+    };
+    tokio::select! {
+        nine = within(call) => assert_eq!(nine.unwrap(), 9),
+        () = keeps => {}
+    }
+    server.is_empty().await;
+    assert_eq!((server.stored().await, pool.stats().redelivered), (2, 0));
+}
+
+#[tokio::test]
+async fn garbage_in_the_stream_is_warned_of_at_most_once_a_second() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let server = server!();
+    let warnings = cluster::Warnings::default();
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let local = Pool::new(1).unwrap();
+    let _serving = local.serve(server.address());
+    let pool = Pool::builder().cluster(server.address()).build().unwrap();
+    let client = server.client().await;
+    let mut tasks = server.subscribe(&client, "mp.pool.t.>").await;
+    assert_eq!(within(pool.apply(square, (3,))).await.unwrap(), 9);
+    let subject = next(&mut tasks).await.subject;
+    let counted = || warnings.list().iter().filter(|text| text.contains("is no task")).count();
+    let (began, mut seen) = (Instant::now(), 0);
+    while seen < 2 {
+        for _ in 0..20 {
+            client.publish(subject.clone(), "garbage".into()).await.unwrap();
+        }
+        until("it is removed", async || server.messages().await == 0).await;
+        seen = counted();
+        assert!((1..=1 + began.elapsed().as_secs() as usize).contains(&seen), "{seen} in {:?}", began.elapsed());
+    }
+}
+
+/// What the server says of itself: in lame duck mode it goes on for a while and takes no new connections.
+#[tokio::test]
+async fn a_server_that_is_about_to_stop_is_warned_of() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let server = server!();
+    let warnings = cluster::Warnings::default();
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let pool = Pool::builder().cluster(server.address()).build().unwrap();
+    let call = pool.apply_async(square, (1,));
+    until("it is in the stream", async || server.messages().await == 1).await;
+    server.signal("USR2");
+    let is_warned = || warnings.list().iter().any(|text| text.contains("about to stop"));
+    until("a warning", async || is_warned()).await;
+    drop(call);
+}
+
+/// Whoever may publish may send more beats than a submitter can read.
+#[tokio::test]
+async fn messages_that_come_faster_than_they_are_read_are_warned_of() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let server = server!();
+    let warnings = cluster::Warnings::default();
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let pool = Pool::builder().cluster(server.address()).build().unwrap();
+    let call = pool.apply_async(square, (1,));
+    until("it is in the stream", async || server.messages().await == 1).await;
+    // They arrive at the server while nothing of this runtime goes on.
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    let beats = "PUB mp.pool.beat 0\r\n\r\n".repeat(200_000);
+    stream.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{beats}PING\r\n").as_bytes()).unwrap();
+    let answers = std::io::BufReader::new(stream).lines().map(Result::unwrap);
+    assert!(answers.into_iter().any(|answer| answer == "PONG"));
+    let is_warned = || warnings.list().iter().any(|text| text.contains("faster than they are read"));
+    until("a warning", async || is_warned()).await;
+    call.cancel();
 }
