@@ -192,7 +192,13 @@ impl Thumbs {
 }
 
 fn picture() -> Vec<u8> {
-    let picture = image::RgbImage::from_fn(200, 100, |x, y| image::Rgb([x as u8, y as u8, 0]));
+    file_of(&image::RgbImage::from_fn(200, 100, |x, y| image::Rgb([x as u8, y as u8, 0])))
+}
+
+fn file_of<P>(picture: &image::ImageBuffer<P, Vec<u8>>) -> Vec<u8>
+where
+    P: image::Pixel<Subpixel = u8> + image::PixelWithColorType,
+{
     let mut file = Cursor::new(Vec::new());
     picture.write_to(&mut file, image::ImageFormat::Png).unwrap();
     file.into_inner()
@@ -242,13 +248,21 @@ fn thumbs_answers_what_is_too_large_with_413_and_what_takes_too_long_with_504() 
     let service = Thumbs::start(&url);
     let host = Program::start("thumbs", &url, &["serve".as_ref()]);
     assert_eq!(service.thumbnail(), 200);
-    // None of them does anything within the time for a picture.
-    let workers = until("all its workers are there", || {
-        let workers = processes(host.0.as_ref().unwrap(), "PoolWorker");
-        service.stats().contains(&format!("of {} slots busy", workers.len())).then_some(workers)
+    let large = file_of(&image::GrayImage::new(5000, 5000));
+    let status = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| service.ask("POST /thumbnail/20", &large).0);
+        // The worker that has begun stops for longer than a picture may take.
+        let worker = until("a worker is at it", || {
+            let works = |pid: &Pid| {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).unwrap_or_default();
+                stat.contains(") R ")
+            };
+            processes(host.0.as_ref().unwrap(), "PoolWorker").into_iter().find(works)
+        });
+        kill_process(worker, Signal::STOP).unwrap();
+        asked.join().unwrap()
     });
-    workers.into_iter().for_each(|worker| kill_process(worker, Signal::STOP).unwrap());
-    assert_eq!(service.thumbnail(), 504);
+    assert_eq!(status, 504);
     assert_eq!(service.thumbnail(), 200);
     assert_eq!(service.ask("POST /thumbnail/20", &vec![0; 3 << 20]).0, 413);
     let (status, why) = service.ask("POST /thumbnail/20", &vast_picture());
