@@ -8,6 +8,7 @@ use async_nats::{Client, RequestErrorKind};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::Duration;
+use tokio::time::sleep;
 
 /// The server's answer that a name is not there.
 const NO_SUCH_STREAM: u64 = 10059;
@@ -184,16 +185,22 @@ fn failed(client: &Client, target: &Target, doing: &str, refusal: &Refusal) -> F
     }
 }
 
-/// Sees to it that the stream is there, as it is wanted; when it was made, as [`made`] has it.
+/// A stream that is gone is made again only after this time: a server of 2.10 may remove the folder of the old one so late that it removes the files of
+/// the new one, which then stores nothing.
+const REST: Duration = Duration::from_millis(250);
+
+/// Sees to it that the stream is there, as it is wanted; when it was made, as [`made`] has it. `again`: it was there before.
 pub(super) async fn ensure_stream(
     client: &Client,
     address: &Address,
     target: &Target,
     names: &Names,
+    again: bool,
 ) -> Result<String, Failure> {
     let (wanted, stream) = (wanted_stream(address, names), &names.stream);
     let there = match api(client, format!("$JS.API.STREAM.INFO.{stream}"), &Value::Null).await {
         Err(Refusal::Error { number: NO_SUCH_STREAM, .. }) => {
+            sleep(if again { REST } else { Duration::ZERO }).await;
             match api(client, format!("$JS.API.STREAM.CREATE.{stream}"), &wanted).await {
                 // Somebody else was quicker, and wants another, or the same and has taken the room for it.
                 Err(refusal @ Refusal::Error { .. }) => {

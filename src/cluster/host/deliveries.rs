@@ -79,10 +79,6 @@ impl Service {
         let Some(reply) = message.reply.clone() else { return };
         let Some(delivery) = Delivery::read(&reply) else { return };
         self.say_stopped().await;
-        if self.drains_until.is_some() {
-            // It was on its way when there was no room for it any more.
-            return self.give_back(&message.payload, &reply).await;
-        }
         let tasks = match Tasks::decode(&message.payload) {
             Ok(tasks) => tasks,
             Err(why) => {
@@ -91,13 +87,6 @@ impl Service {
             }
         };
         let key = (tasks.submitter, tasks.number);
-        if self.jobs.is_empty() {
-            // The server was there just now.
-            self.contact = Instant::now();
-            self.due.beat = self.due.beat.min(self.contact + BEAT);
-            (self.due.renewal, self.due.report, self.due.look) =
-                (self.contact + self.address.lease / 3, self.contact + BEAT, self.contact + LOOK);
-        }
         if let Some(job) = self.jobs.get_mut(&key) {
             if delivery.sequence < job.delivery.sequence || job.is_of_old_stream {
                 // The stream was made anew, and the old copy went with the old one.
@@ -112,10 +101,22 @@ impl Service {
             let is_again = delivery.times > job.delivery.times;
             (job.delivery, job.reply) = (delivery, reply);
             if is_again {
-                self.say_given_back(key, false).await;
+                // It has begun here, and goes on.
+                self.say_given_back(key, true).await;
                 self.report(vec![key]).await;
             }
             return;
+        }
+        if self.drains_until.is_some() {
+            // It was on its way when there was no room for it any more.
+            return self.give_back(&message.payload, &reply).await;
+        }
+        if self.jobs.is_empty() {
+            // The server was there just now.
+            self.contact = Instant::now();
+            self.due.beat = self.due.beat.min(self.contact + BEAT);
+            (self.due.renewal, self.due.report, self.due.look) =
+                (self.contact + self.address.lease / 3, self.contact + BEAT, self.contact + LOOK);
         }
         if !self.host.may_ask(key.0, self.address.lease * LATER) {
             // It may be there again: the answer to this tells.

@@ -14,6 +14,8 @@ use tokio::time::timeout_at;
 const GIVES_BACK: Duration = Duration::from_millis(500);
 /// So many messages may come at the end beside those that were asked for, and those that have come and were not read.
 const SPARE: usize = 256;
+/// So many more may be sent so that the server counts as many as this host.
+const MOST_UNCOUNTED: u64 = 4096;
 
 impl Service {
     pub(super) fn commanded(&mut self, command: Command) {
@@ -63,17 +65,27 @@ impl Service {
     /// Messages that the server sent before it learnt that nothing is wanted any more. Nobody was lost with them.
     ///
     /// After the client's own `drain`, only what has come by the next thing that arrives is kept. So the subscription is to end after
-    /// a number of messages, at the server as here, and empty ones to this host make up that number. After a reconnect the server counts anew, and
-    /// some of what comes last may be lost: submitters do not count that as the loss of a host.
+    /// a number of messages, at the server as here, and empty ones to this host make up that number. If the server is far behind in it, as it counts
+    /// anew after a reconnect, some of what comes last may be lost: submitters do not count that as the loss of a host.
     pub(super) async fn give_back_what_was_on_its_way(&mut self, mut own: Subscriber) {
-        let rest = self.pulls.outstanding() + SPARE;
-        if !self.is_connected() || own.unsubscribe_after(self.received + rest as u64).await.is_err() {
+        if !self.is_connected() {
             return;
         }
-        for _ in 0..rest {
-            self.say(self.names().of('h', self.host.id, "z"), Bytes::new()).await;
-        }
         let deadline = tokio::time::Instant::now() + PATIENCE;
+        let rest = self.pulls.outstanding() + SPARE;
+        let ends = async {
+            if self.uncounted > MOST_UNCOUNTED {
+                return own.drain().await.is_ok();
+            }
+            let ends = own.unsubscribe_after(self.received + rest as u64).await.is_ok();
+            for _ in 0..rest as u64 + self.uncounted {
+                self.say(self.names().of('h', self.host.id, "z"), Bytes::new()).await;
+            }
+            ends
+        };
+        if !matches!(timeout_at(deadline, ends).await, Ok(true)) {
+            return;
+        }
         while let Ok(Some(message)) = timeout_at(deadline, own.next()).await {
             if let Some(reply) = message.reply.as_ref().filter(|reply| Delivery::read(reply).is_some()) {
                 self.give_back(&message.payload, reply).await;

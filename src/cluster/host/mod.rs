@@ -34,7 +34,7 @@ use super::waiting::finished;
 use crate::error::{Error, ErrorKind, Result, Topic};
 use crate::pool::Pool;
 use async_nats::subject::ToSubject;
-use async_nats::{Client, Message as Arrived, Subject, Subscriber};
+use async_nats::{Client, Message as Arrived, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use deliveries::Delivery;
 use futures_util::{FutureExt, StreamExt};
@@ -151,6 +151,8 @@ struct Service {
     pulls: Pulls,
     /// Messages that have come to this host's own subjects.
     received: u64,
+    /// Those of them that the server does not count: what came by an earlier connection, and its own answers that nobody listens.
+    uncounted: u64,
     connects: u64,
     providing: Option<JoinHandle<Provision>>,
     provisions: usize,
@@ -208,6 +210,7 @@ impl Service {
             unreported: VecDeque::new(),
             pulls: Pulls::default(),
             received: 0,
+            uncounted: 0,
             connects,
             providing: None,
             provisions: 0,
@@ -375,6 +378,7 @@ impl Service {
 
     async fn arrived(&mut self, message: Arrived) {
         self.received += 1;
+        self.uncounted += u64::from(message.status == Some(StatusCode::NO_RESPONDERS));
         let prefix = self.names().of('h', self.host.id, "");
         let Some(what) = message.subject.strip_prefix(prefix.as_str()).map(str::to_string) else {
             return self.delivered(message).await;
@@ -461,6 +465,7 @@ impl Service {
         let connects = self.host.client.statistics().connects.load(Relaxed);
         if std::mem::replace(&mut self.connects, connects) != connects {
             self.pulls.forget();
+            self.uncounted = self.received;
             // A submitter may need longer than this host to connect again.
             self.missing.clear();
             self.provisions = 0;
@@ -479,7 +484,7 @@ impl Service {
         let (host, address, target) = (self.host.clone(), self.address.clone(), self.target.clone());
         self.providing = Some(tokio::spawn(async move {
             sleep(wait).await;
-            provide(&host.client, &address, &target, &host.names).await
+            provide(&host.client, &address, &target, &host.names, true).await
         }));
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn ready(
     let began = Instant::now();
     loop {
         attempt += 1;
-        match provide(&client, address, target, names).await {
+        match provide(&client, address, target, names, false).await {
             Ok(made) => return Ok((client, in_use, made)),
             // A server that has just started may answer so for a moment.
             Err(Failure { error, is_final: true }) if began.elapsed() >= PATIENCE || !is_about_jetstream(&error) => {
@@ -62,8 +62,14 @@ pub(super) fn is_about_jetstream(error: &Error) -> bool {
 /// When the stream was made that is there now, as `stream::made` has it.
 pub(super) type Provision = std::result::Result<String, Failure>;
 
-pub(super) async fn provide(client: &Client, address: &Address, target: &Target, names: &Names) -> Provision {
-    let made = stream::ensure_stream(client, address, target, names).await?;
+pub(super) async fn provide(
+    client: &Client,
+    address: &Address,
+    target: &Target,
+    names: &Names,
+    again: bool,
+) -> Provision {
+    let made = stream::ensure_stream(client, address, target, names, again).await?;
     stream::ensure_consumer(client, address, target, names).await?;
     Ok(made)
 }

@@ -129,7 +129,8 @@ async fn is_dead(host: &Host, submitter: u64) -> bool {
             }
             // It may have died before it answered.
             Err(_) if std::mem::replace(&mut was_silent, true) => return false,
-            Err(_) => {}
+            // The server may have been away, and the submitter be later in coming back than this host.
+            Err(_) => was_missing = false,
         }
     }
 }

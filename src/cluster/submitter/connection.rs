@@ -24,16 +24,17 @@ impl Session {
             (self.client.clone(), self.work.address.clone(), self.work.target.clone(), self.work.names.clone());
         self.provisions += 1;
         let wait = if self.provisions > 1 { link::pause(self.provisions) } else { Duration::ZERO };
+        let again = self.has_been_ready;
         self.provision = Some(tokio::spawn(async move {
             sleep(wait).await;
-            stream::ensure_stream(&client, &address, &target, &names).await.map(drop)
+            stream::ensure_stream(&client, &address, &target, &names, again).await.map(drop)
         }));
     }
 
     pub(super) async fn provided(&mut self, provided: Provided) {
         match provided {
             Ok(()) => {
-                self.is_ready = true;
+                (self.is_ready, self.has_been_ready) = (true, true);
                 self.provisions = 0;
                 if self.is_connected() {
                     self.work.outage.is_over();

@@ -149,11 +149,12 @@ impl Session {
         // to that host meanwhile nobody gets.
         let was_left = sent.holder.is_none() && sent.departures != self.departures;
         sent.departures = self.departures;
-        let is_excused = losses > sent.losses && (was_cut_off || was_left);
-        if is_excused {
-            sent.given_back = sent.given_back.saturating_add(losses - sent.losses);
-            losses = sent.losses;
-        }
+        let excused = match losses.saturating_sub(sent.losses) {
+            more if was_cut_off => more,
+            more => more.min(u32::from(was_left)),
+        };
+        sent.given_back = sent.given_back.saturating_add(excused);
+        losses -= excused;
         tracing::trace!(
             number,
             host,
@@ -163,7 +164,7 @@ impl Session {
             known = sent.losses,
             "a host asks"
         );
-        if lost > 0 && !(is_excused && was_left) {
+        if lost > 0 && !(excused > 0 && was_left && losses <= sent.losses) {
             // It has begun, as far as anybody knows, and is tried again: as on this machine, it has no time to begin by any more.
             sent.start_by = None;
         }

@@ -228,6 +228,8 @@ struct Session {
     /// Connections that were made so far.
     connects: u64,
     is_ready: bool,
+    /// It was there at some time.
+    has_been_ready: bool,
     /// Sees to it that the stream is there.
     provision: Option<JoinHandle<Provided>>,
     provisions: usize,
@@ -289,6 +291,7 @@ impl Session {
             in_use,
             id,
             is_ready: false,
+            has_been_ready: false,
             provision: None,
             provisions: 0,
             messages: HashMap::new(),
