@@ -58,8 +58,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// | `multiprocess_queue_taken_total` | counter | `queue` | items that were taken, also on lease; one that comes back is not counted again |
 /// | `multiprocess_manager_up` | gauge | `manager` | 1 if the manager answered within a second, otherwise 0 |
 /// | `multiprocess_manager_objects` | gauge | `manager` | objects of a manager |
-/// | `multiprocess_manager_requests_total` | counter | `manager` | what a manager has begun: calls, batches, handles that were dropped, reports like this one |
-/// | `multiprocess_manager_failed_calls_total` | counter | `manager` | calls that it answered by an error: a panic, arguments that cannot be read, a function that is not exposed |
+/// | `multiprocess_manager_requests_total` | counter | `manager` | requests of other processes that a manager has begun: calls, batches, handles that were made, sent or dropped, results of waits that were taken, reports like this one |
+/// | `multiprocess_manager_failed_calls_total` | counter | `manager` | calls that it answered by an error of kind `Panicked`, `Decode`, `Encode` or `Other`: a panic, arguments that cannot be read, a function that is not exposed. An empty, full or closed queue and a timeout are none |
 ///
 /// # Accuracy
 /// Times are known to within a factor of two, as in [`Histogram`]: each is recorded as three quarters of the limit of its bucket.

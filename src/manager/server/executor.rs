@@ -2,7 +2,7 @@
 
 use super::objects::{Holder, Object};
 use super::state::{Job, Next, Server, Task};
-use crate::error::{Error, Topic};
+use crate::error::{Error, ErrorKind, Topic};
 use crate::manager::wire::local::AT_WORK_ON;
 use crate::manager::wire::messages::{self, Op, Reader, Writer};
 use crate::manager::wire::method::Frame;
@@ -155,7 +155,10 @@ impl Server {
 
     /// Answers a call by an error.
     fn fail(&self, answer: &mut Writer, error: &Error) {
-        self.failed.fetch_add(1, Relaxed);
+        // The others are ordinary outcomes of waits.
+        let is_failure =
+            matches!(error.kind(), ErrorKind::Panicked | ErrorKind::Decode | ErrorKind::Encode | ErrorKind::Other);
+        self.failed.fetch_add(u64::from(is_failure), Relaxed);
         answer.error(error);
     }
 
