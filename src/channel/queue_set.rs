@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::os::sync::lock;
 use crate::os::{fork, timer};
 use crate::wait::{self, WaitQueue};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::Hash;
@@ -401,7 +401,7 @@ impl<K: Clone + Eq + Hash, T: Item> QueueSet<K, T> {
                 item => Some((item, Some(set))),
             }
         });
-        Box::pin(items)
+        Box::pin(items.fuse())
     }
 
     /// Returns the number of queues.

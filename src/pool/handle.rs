@@ -356,7 +356,7 @@ impl<R> AsyncResult<R> {
     /// Returns `true` if awaiting this would return at once. Does not wait.
     pub fn ready(&self) -> bool {
         match &self.stage {
-            Stage::Flying(flight) => flight.group.has_done(),
+            Stage::Flying(flight) => fork::is_forked() || flight.group.has_done(),
             Stage::Failed(_) | Stage::Over => true,
             Stage::Planned { .. } => false,
         }

@@ -711,7 +711,7 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// `Unsupported` for a cluster pool, whose workers belong to the pools that serve; `Other` for a pool within this process.
+    /// `Unsupported` for a cluster pool, whose workers belong to the pools that serve; `Other` for a pool within this process; `Forked` in a forked process.
     pub fn revive(&self) -> Result<()> {
         check_forked()?;
         self.has_processes("revived")?;

@@ -24,6 +24,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::poll_fn;
 use std::time::Duration;
 
 /// Child processes that belong together, as `tokio::task::JoinSet` holds tasks that belong together.
@@ -148,10 +149,9 @@ impl<R: DeserializeOwned + 'static> Group<R> {
     /// # Errors
     /// The result of the child as [`Process::join`](crate::Process::join).
     pub async fn join_next_with_info(&mut self) -> Option<(ProcessInfo, Result<R>)> {
-        self.wake_if_forked();
         match self.ended.pop_front() {
             Some(ended) => Some(ended),
-            None => self.running.next().await,
+            None => self.next_end().await,
         }
     }
 
@@ -175,16 +175,19 @@ impl<R: DeserializeOwned + 'static> Group<R> {
         self.take_results()
     }
 
-    /// In a forked process no child of its parent ends, so each is polled for its error, whether it was polled before or not.
-    fn wake_if_forked(&mut self) {
-        if fork::is_forked() {
-            self.running = std::mem::take(&mut self.running).into_iter().collect();
-        }
+    async fn next_end(&mut self) -> Option<(ProcessInfo, Result<R>)> {
+        poll_fn(|cx| {
+            if fork::is_forked() {
+                // No child of the parent ends here, so each is polled for its error, whether it was polled before or not.
+                self.running = std::mem::take(&mut self.running).into_iter().collect();
+            }
+            self.running.poll_next_unpin(cx)
+        })
+        .await
     }
 
     async fn all_end(&mut self) {
-        self.wake_if_forked();
-        while let Some(ended) = self.running.next().await {
+        while let Some(ended) = self.next_end().await {
             self.ended.push_back(ended);
         }
     }

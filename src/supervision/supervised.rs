@@ -40,7 +40,9 @@ use crate::process::{Ending, Killer, Process, ProcessBuilder, Task, Work};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::future::poll_fn;
 use std::marker::PhantomData;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -246,9 +248,12 @@ impl<R> Supervised<R> {
             let why = format!("the result of process {} was already taken", self.name);
             return Err(Error::other(why).explained_by(Topic::ResultTaken));
         };
-        // The task runs in the parent of a forked process.
-        fork::check()?;
-        let joined = task.await;
+        let joined = poll_fn(|cx| {
+            // The task runs in the parent of a forked process.
+            fork::check()?;
+            Pin::new(&mut *task).poll(cx).map(Ok::<_, Error>)
+        })
+        .await?;
         self.task = None;
         joined.unwrap_or_else(|_| {
             let why = format!("the runtime that kept process {} up has ended", self.name);
@@ -275,6 +280,7 @@ impl<R> Supervised<R> {
     /// - `Cancelled` if the runtime that it was started in has ended, and the child with it.
     /// - `Other` if the result was returned before.
     pub async fn stop(&mut self, grace: Duration) -> Result<Option<R>> {
+        fork::check()?;
         self.stop.send_replace(Some(grace));
         self.join().await
     }
