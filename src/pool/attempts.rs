@@ -160,7 +160,8 @@ impl<R> Singles<R> {
         }))
     }
 
-    fn refill(&mut self, cx: &mut Context<'_>)
+    /// `held` results wait for their turn.
+    fn refill(&mut self, held: usize, cx: &mut Context<'_>)
     where
         R: DeserializeOwned + 'static,
     {
@@ -168,7 +169,7 @@ impl<R> Singles<R> {
         if let Some(held) = self.held.take() {
             self.begin(held, cx);
         }
-        while self.held.is_none() && self.running.len() + self.early.len() + self.ended.len() < most {
+        while self.held.is_none() && self.running.len() + held + self.ended.len() < most {
             let Some((input, ticket)) = &mut self.input else { return };
             let mut chunk = Chunk::new(self.pulled);
             let stop = input.fill(&mut chunk, Most { items: 1, bytes: usize::MAX }, cx);
@@ -234,7 +235,12 @@ impl<R> Singles<R> {
 impl<R: DeserializeOwned + 'static> Singles<R> {
     /// The next result, in any order; `None` after the last.
     pub(super) fn poll_any(&mut self, cx: &mut Context<'_>) -> Poll<Option<(u64, Result<R>)>> {
-        self.refill(cx);
+        self.poll_beside(self.early.len(), cx)
+    }
+
+    /// `held` results wait for their turn.
+    fn poll_beside(&mut self, held: usize, cx: &mut Context<'_>) -> Poll<Option<(u64, Result<R>)>> {
+        self.refill(held, cx);
         let next = match self.ended.pop_front() {
             Some(ended) => Some(ended),
             None => match self.running.poll_next_unpin(cx) {
@@ -255,7 +261,8 @@ impl<R: DeserializeOwned + 'static> Singles<R> {
                 self.next += 1;
                 return Poll::Ready(Some(result));
             }
-            match ready!(self.poll_any(cx)) {
+            // Results that wait for their turn count as taken: all of them are wanted.
+            match ready!(self.poll_beside(0, cx)) {
                 Some((_, Err(error))) => return Poll::Ready(Some(Err(error))),
                 Some((index, result)) => self.early.insert(index, result),
                 None => return Poll::Ready(None),

@@ -193,7 +193,7 @@ impl Flight {
             }
             let is_late = since.as_ref().is_some_and(|since| match len >= TOGETHER / 16 {
                 true => since.is_long_ago(),
-                // Fewer looks at a source that has been quick so far.
+                // Fewer looks at a source that has been quick so far; one that is slow now holds at most two back.
                 false => matches!(chunks.len(), 0..=2 | 4 | 6 | 8 | 10 | 12 | 14) && since.is_a_tick_ago(),
             });
             let is_over = !matches!(stop, Stop::Full);
