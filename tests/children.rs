@@ -1068,7 +1068,8 @@ fn a_spawn_keeps_the_only_thread_of_its_runtime_until_the_preloads_are_done_and_
         let child = Process::spawn(|| (std::process::id(), WAS_TOLD.get().copied()), ()).unwrap();
         // It is the process that runs the function, from the start.
         let pid = child.pid();
-        // A timer of this runtime that came due fires now.
+        // A timer of this runtime that came due meanwhile fires now.
+        assert!(!timer.is_finished());
         timer.await.unwrap();
         assert_eq!(child.await.unwrap(), (pid, Some(true)));
     }));

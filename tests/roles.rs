@@ -322,7 +322,7 @@ fn children_start() {
 }
 
 /// A process that ends before it has its role is an error by then: nobody waits for a limit of time.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(9);
 
 /// What `work` returns, which must not take longer than `limit`.
 fn in_time<T>(limit: Duration, work: impl FnOnce() -> T) -> T {

@@ -251,16 +251,20 @@ fn thumbs_answers_what_is_too_large_with_413_and_what_takes_too_long_with_504() 
     let large = file_of(&image::GrayImage::new(5000, 5000));
     let status = std::thread::scope(|scope| {
         let asked = scope.spawn(|| service.ask("POST /thumbnail/20", &large).0);
-        // The worker that has begun stops for longer than a picture may take.
-        let worker = until("a worker is at it", || {
+        // All workers stop for longer than a picture may take, as soon as one of them is at it.
+        let workers = until("a worker is at it", || {
             let works = |pid: &Pid| {
                 let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).unwrap_or_default();
                 stat.contains(") R ")
             };
-            processes(host.0.as_ref().unwrap(), "PoolWorker").into_iter().find(works)
+            let workers = processes(host.0.as_ref().unwrap(), "PoolWorker");
+            workers.iter().any(works).then_some(workers)
         });
-        kill_process(worker, Signal::STOP).unwrap();
-        asked.join().unwrap()
+        workers.iter().for_each(|worker| kill_process(*worker, Signal::STOP).unwrap());
+        let status = asked.join().unwrap();
+        // Those that are not replaced by then.
+        workers.iter().for_each(|worker| _ = kill_process(*worker, Signal::CONT));
+        status
     });
     assert_eq!(status, 504);
     assert_eq!(service.thumbnail(), 200);
