@@ -536,7 +536,13 @@ fn calls_and_streams_that_have_begun_end_with_an_error_in_a_forked_process() {
     }));
     let mut group = mp::Group::new();
     group.spawn(hang, ()).unwrap();
-    runtime.block_on(async { assert!(futures::poll!(std::pin::pin!(group.join_next())).is_pending()) });
+    let mut joins = std::pin::pin!(group.join_next());
+    let restarts = Process::builder().restart(mp::Restart::always());
+    let mut kept = runtime.block_on(async { restarts.spawn(hang, ()) }).unwrap();
+    let mut waits = std::pin::pin!(kept.wait());
+    runtime.block_on(async {
+        assert!(futures::poll!(&mut joins).is_pending() && futures::poll!(&mut waits).is_pending());
+    });
     let said = in_fork(|| {
         running.cancel();
         asked.cancel();
@@ -546,12 +552,13 @@ fn calls_and_streams_that_have_begun_end_with_an_error_in_a_forked_process() {
         let streams = [kinds(&mut in_order), kinds(&mut in_any), kinds(&mut singles), kinds(&mut queue.stream())];
         let kind = |error: Option<mp::Error>| error.map(|error| error.kind());
         let called = block_on(async { (kind(call.await.err()), kind(map.await.err())) });
-        let joined = block_on(group.join_next()).and_then(|joined| kind(joined.err()));
-        format!("{streams:?} {called:?} {joined:?}")
+        let joined = block_on(joins).and_then(|joined| kind(joined.err()));
+        let waited = kind(block_on(waits).err());
+        format!("{streams:?} {called:?} {joined:?} {waited:?}")
     });
     let forked = "Some(Forked)";
     let ends = "[Err(Forked)]";
-    assert_eq!(said, format!("[{ends}, {ends}, {ends}, {ends}] ({forked}, {forked}) {forked}"));
+    assert_eq!(said, format!("[{ends}, {ends}, {ends}, {ends}] ({forked}, {forked}) {forked} {forked}"));
     runtime.block_on(within(async {
         assert_eq!((running.await.unwrap(), asked.await.unwrap()), (4, 6));
         assert_eq!(in_order.next().await.unwrap().unwrap(), 4);

@@ -1493,6 +1493,27 @@ async fn initializer_whose_value_panics_when_it_is_read_breaks_the_pool_with_tha
     Ok(())
 }
 
+#[tokio::test]
+async fn map_with_a_predicate_goes_on_behind_an_item_that_takes_long() -> mp::Result<()> {
+    let _deadline = Deadline::start();
+    let pool = Pool::new(2)?;
+    let event = mp::Event::new()?;
+    let work = |n: u64, event: mp::Event| {
+        match n {
+            // Far more items later than are in flight at a time.
+            0 => event.blocking_wait().unwrap(),
+            60 => event.set(),
+            _ => {}
+        }
+        n
+    };
+    let never = |_: &mp::Result<u64>| false;
+    let items: Vec<_> = (0..70).map(|n| (n, event.clone())).collect();
+    let map = pool.starmap(work, items).retries(1).retry_if(never);
+    assert_eq!(within(map.into_future()).await?, (0..70).collect::<Vec<_>>());
+    Ok(())
+}
+
 /// It has left the looking for results to its own polls.
 #[tokio::test]
 async fn call_that_is_not_polled_any_more_delays_neither_callers_without_room_nor_the_end() -> mp::Result<()> {
