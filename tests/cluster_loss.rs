@@ -378,6 +378,34 @@ async fn a_message_that_is_handed_out_again_to_the_host_that_has_it_counts_as_lo
     server.is_empty().await;
 }
 
+/// Its pull requests are open for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_comes_again_to_a_host_that_drains_goes_on_there() {
+    let server = server!();
+    let (pool, file) = (cluster::pool(&server), |name| server.dir().join(name));
+    let client = server.client().await;
+    let mut renewals = server.subscribe(&client, "$JS.ACK.>").await;
+    let host = Host::of(Setup { grace: Duration::from_secs(60), ..Setup::of(&server, 2) });
+    let call = pool.apply_async(stays_until, (file("begun"), file("may-end")));
+    until("it runs", async || notes(&file("begun")) == 1).await;
+    let first = within(renewals.next()).await.unwrap();
+    let drain = tokio::spawn(host.drain());
+    until("it drains", async || pool.workers() == 0).await;
+    client.publish(first.subject.clone(), "-NAK".into()).await.unwrap();
+    let (consumer, _) = first.subject.split_once(".1.1.").unwrap();
+    let again = format!("{consumer}.2.1.");
+    until("it is there again", async || within(renewals.next()).await.unwrap().subject.starts_with(&again)).await;
+    let _other = Host::start(&server, 1);
+    until("another is there", async || pool.workers() == 1).await;
+    for _ in 0..3 {
+        within(renewals.next()).await.unwrap();
+    }
+    std::fs::write(file("may-end"), "").unwrap();
+    within(call).await.unwrap();
+    assert_eq!((within(drain).await.unwrap().0, notes(&file("begun")), pool.stats().redelivered), (1, 1, 0));
+    server.is_empty().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_item_that_outlasts_its_lease_runs_once() {
     let server = server!();

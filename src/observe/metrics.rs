@@ -65,7 +65,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// Times are known to within a factor of two, as in [`Histogram`]: each is recorded as three quarters of the limit of its bucket.
 ///
 /// How long items stay in a queue and how long calls of a manager take is not reported: each would read the clock twice, also in
-/// programs that report nothing. Nor are bytes. What is reported is known without that. The counters of a queue are right as long
+/// programs that report nothing. Nor are bytes. The figures here cost a put or a call nothing. The counters of a queue are right as long
 /// as fewer than 2^32 items pass between two reports, and before the first.
 ///
 /// # Cost

@@ -64,9 +64,9 @@ impl Service {
 
     /// Messages that the server sent before it learnt that nothing is wanted any more. Nobody was lost with them.
     ///
-    /// After the client's own `drain`, only what has come by the next thing that arrives is kept. So the subscription is to end after
-    /// a number of messages, at the server as here, and empty ones to this host make up that number. If the server is far behind in it, as it counts
-    /// anew after a reconnect, some of what comes last may be lost: submitters do not count that as the loss of a host.
+    /// After its own `drain` the client forgets the subscription at its next step, and loses the messages that arrive later. So the subscription is to
+    /// end after a number of messages, at the server as here, and empty ones to this host make up that number. If the server is far behind in it, as it
+    /// counts anew after a reconnect, the last messages may be lost: submitters do not count that as the loss of a host.
     pub(super) async fn give_back_what_was_on_its_way(&mut self, mut own: Subscriber) {
         if !self.is_connected() {
             return;
