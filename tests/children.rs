@@ -45,6 +45,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     a_result_is_there_though_a_blocking_task_of_its_process_runs_on
     a_result_is_there_though_its_process_waits_for_a_child
     counters_of_an_instrumented_program_are_written_by_children_that_end
+    each_child_and_worker_has_random_numbers_of_its_own
 };
 
 fn main() -> ExitCode {
@@ -1179,4 +1180,35 @@ fn counters_of_an_instrumented_program_are_written_by_children_that_end() {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{pid}\n{worker}\n"));
     });
     std::fs::remove_file(path).unwrap();
+}
+
+/// The first random number of its thread, by the keys of `HashMap`.
+fn first_random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+async fn first_random_of_a_task() -> u64 {
+    first_random()
+}
+
+fn each_child_and_worker_has_random_numbers_of_its_own() {
+    block_on(async {
+        let mut seen = Vec::new();
+        for n in 0..16 {
+            let child = if n % 2 == 0 {
+                Process::spawn(first_random, ()).unwrap()
+            } else {
+                Process::spawn(first_random_of_a_task, ()).unwrap()
+            };
+            seen.push(within(child).await.unwrap());
+        }
+        let pool = mp::Pool::builder().workers(2).max_tasks_per_worker(1).build().unwrap();
+        for _ in 0..8 {
+            seen.push(within(pool.apply(first_random, ())).await.unwrap());
+            seen.push(within(pool.apply_async(first_random_of_a_task, ())).await.unwrap());
+        }
+        let distinct: std::collections::BTreeSet<_> = seen.iter().collect();
+        assert_eq!(distinct.len(), seen.len(), "{seen:?}");
+    });
 }

@@ -225,6 +225,11 @@ pub fn let_an_exec_give_rights() {
 /// - Preloads run again, and are waited for again, if another fork server is needed: the first one was killed, or the
 ///   spawning thread has other rights than the one that called `preload`.
 ///
+/// # Random numbers
+/// Every child is a copy of the process that ran `f`, its generators of random numbers included. One of the thread that `f` has used,
+/// or the keys of a `HashMap` that it has made, go on alike in all children. Seed a generator anew in each, or draw from the kernel.
+/// Without such an `f`, the keys differ in each child.
+///
 /// # Cost
 /// `f` runs with the environment, directory and rights of the first `preload`. It must leave no thread behind: forking
 /// would then be unsafe, and every child would be executed afresh, at some ten times the cost, and without what `f` left.

@@ -21,6 +21,8 @@
 //!    [`Request::Retire`], or a request for a child by another user, to none over that connection. It signals a child only for
 //!    the connection over which that child was ordered, even if its user has changed.
 //! 3. A child never runs on with a descriptor of the server: `private` lists them all.
+//! 4. Its thread draws no keys for hashing, as those of all children would follow from them: it, and the encoding that it rehearses,
+//!    use no `HashMap`.
 //!
 //! # Death
 //! - Killed while it preloads, or before it is asked to serve: its starter notices that when it wants a child, and starts

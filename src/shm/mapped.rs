@@ -1,7 +1,7 @@
 //! The objects that this process has mapped, so that one that arrives twice is mapped once.
 
 use crate::os::sync::lock;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, Weak};
 pub(crate) struct Mapped<T>(Mutex<Option<Table<T>>>);
 
 struct Table<T> {
-    objects: HashMap<(u64, u64), Weak<T>>,
+    objects: BTreeMap<(u64, u64), Weak<T>>,
     /// Forget those that are gone at this many; doubling it keeps that cheap.
     sweep_at: usize,
 }
@@ -28,7 +28,7 @@ impl<T> Mapped<T> {
         make: impl FnOnce() -> io::Result<Arc<T>>,
     ) -> io::Result<Arc<T>> {
         let mut table = lock(&self.0);
-        let table = table.get_or_insert_with(|| Table { objects: HashMap::new(), sweep_at: FIRST_SWEEP });
+        let table = table.get_or_insert_with(|| Table { objects: BTreeMap::new(), sweep_at: FIRST_SWEEP });
         if let Some(object) = table.objects.get(&identity).and_then(Weak::upgrade) {
             return Ok(object);
         }

@@ -18,7 +18,7 @@ use super::view;
 use crate::os::memfd;
 pub(crate) use crate::os::mmap::Map;
 use crate::os::sync::lock;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::SeqCst;
@@ -34,7 +34,7 @@ pub(crate) struct Region {
     fd: Arc<OwnedFd>,
     identity: (u64, u64),
     head: Map,
-    extents: Mutex<HashMap<u64, Arc<Map>>>,
+    extents: Mutex<BTreeMap<u64, Arc<Map>>>,
 }
 
 /// The head of a region in a process that only reads it, and can do it no harm.

@@ -4,7 +4,7 @@
 //! began with it. A struct's root is its type's name, which is no part of the list; a variant's list is its root alone.
 
 use super::{Result, fail};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// A list of names in the trie.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ struct Node {
 pub(super) struct Names {
     nodes: Vec<Node>,
     /// By the place and length of the type's or variant's name.
-    roots: HashMap<(usize, usize), u32>,
+    roots: BTreeMap<(usize, usize), u32>,
     recent: [(usize, usize, u32); RECENT],
     message: u64,
     /// The lists of this message, by their shape.
@@ -48,7 +48,7 @@ impl Default for Names {
     fn default() -> Self {
         let mut names = Self {
             nodes: Vec::new(),
-            roots: HashMap::new(),
+            roots: BTreeMap::new(),
             recent: [(0, 0, EMPTY); RECENT],
             message: 0,
             used: Vec::new(),
