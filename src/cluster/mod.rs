@@ -54,7 +54,7 @@ use submitter::Submitter;
 use tokio::sync::mpsc;
 
 /// So much goes into one message.
-const CHUNKS: ChunkLimits = ChunkLimits { time: Duration::from_millis(20), items: 1024, bytes: 256 << 10 };
+const CHUNKS: ChunkLimits = ChunkLimits { time: Duration::from_millis(20), items: 4096, bytes: 256 << 10 };
 
 impl PoolBuilder {
     /// Makes a pool whose workers are those of all hosts that serve at this address. [`build`](Self::build) checks the address

@@ -95,9 +95,14 @@ async fn measured(binary: &PathBuf, part: Option<&str>) -> Result<Vec<Figure>, F
     }
     if is_wanted("losses") {
         losses(&mut server, &pool, host, &mut figures).await?;
+    } else {
+        drop(host);
     }
     pool.terminate();
     pool.join().await?;
+    // What has ended still tidies up, and would go on trying to in the next round.
+    drop(pool);
+    server.is_left().await?;
     Ok(figures)
 }
 
@@ -300,7 +305,7 @@ impl Server {
     }
 
     fn host(&self) -> Result<Process<mp::Result<()>>, Failed> {
-        Ok(Process::builder().daemon(true).spawn(serve, (format!("{}/figures", self.url()),))?)
+        Ok(Process::builder().kill_on_drop(true).spawn(serve, (format!("{}/figures", self.url()),))?)
     }
 
     async fn jetstream(&self) -> Result<jetstream::Context, Failed> {
@@ -344,6 +349,22 @@ impl Server {
 
     /// Messages that have come to the server and left it.
     async fn sent(&self) -> Result<u64, Failed> {
+        let [came, left] = self.counts(["in_msgs", "out_msgs"]).await?;
+        Ok(came + left)
+    }
+
+    /// Returns when nobody is connected to the server any more.
+    async fn is_left(&self) -> Result<(), Failed> {
+        let left = async {
+            while self.counts(["connections"]).await? != [0] {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(30), left).await?
+    }
+
+    async fn counts<const N: usize>(&self, names: [&str; N]) -> Result<[u64; N], Failed> {
         let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.monitor)).await?;
         stream.write_all(b"GET /varz HTTP/1.0\r\n\r\n").await?;
         let mut text = String::new();
@@ -352,7 +373,11 @@ impl Server {
             let rest = text.split(&format!("\"{name}\":")).nth(1)?.trim_start();
             rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok()
         };
-        Ok(number("in_msgs").ok_or("no in_msgs")? + number("out_msgs").ok_or("no out_msgs")?)
+        let mut counts = [0; N];
+        for (count, name) in counts.iter_mut().zip(names) {
+            *count = number(name).ok_or_else(|| format!("no {name}"))?;
+        }
+        Ok(counts)
     }
 }
 
@@ -397,7 +422,7 @@ impl Raw {
         let stream = context.create_stream(config).await?;
         let consumer = pull::Config { durable_name: Some("worker".into()), ..Default::default() };
         stream.create_consumer(consumer).await?;
-        let host = Process::builder().daemon(true).spawn(raw_worker, (server.url(),))?;
+        let host = Process::builder().kill_on_drop(true).spawn(raw_worker, (server.url(),))?;
         Ok(Self { context, client, _host: host })
     }
 
