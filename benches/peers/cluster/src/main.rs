@@ -82,19 +82,19 @@ async fn measured(binary: &PathBuf, part: Option<&str>) -> Result<Vec<Figure>, F
     let host = server.host()?;
     pool.apply(tiny, (1,)).await?;
     if is_wanted("calls") {
-        calls(&server, &pool, &mut figures).await?;
+        in_time("calls", calls(&server, &pool, &mut figures)).await?;
     }
     if is_wanted("map") {
-        map(&pool, &mut figures).await?;
+        in_time("map", map(&pool, &mut figures)).await?;
     }
     if is_wanted("large") {
-        large(&server, &pool, &mut figures).await?;
+        in_time("large", large(&server, &pool, &mut figures)).await?;
     }
     if is_wanted("idle") {
-        idle(&server, &host, &mut figures).await?;
+        in_time("idle", idle(&server, &host, &mut figures)).await?;
     }
     if is_wanted("losses") {
-        losses(&mut server, &pool, host, &mut figures).await?;
+        in_time("losses", losses(&mut server, &pool, host, &mut figures)).await?;
     } else {
         drop(host);
     }
@@ -104,6 +104,12 @@ async fn measured(binary: &PathBuf, part: Option<&str>) -> Result<Vec<Figure>, F
     drop(pool);
     server.is_left().await?;
     Ok(figures)
+}
+
+/// An error that names the part, instead of a wait without end.
+async fn in_time(part: &str, work: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
+    let limited = tokio::time::timeout(Duration::from_secs(120), work).await;
+    limited.unwrap_or_else(|_| Err(format!("the part `{part}` takes more than two minutes").into()))
 }
 
 fn add(figures: &mut Vec<Figure>, name: &'static str, value: f64, unit: &'static str, goal: Goal) {
@@ -428,6 +434,8 @@ impl Raw {
 
     async fn one_by_one(&self) -> Result<f64, Failed> {
         let mut answers = self.client.subscribe("raw.answers").await?;
+        // Tasks go by another connection: no answer is to come before the server knows who wants it.
+        self.client.flush().await?;
         let mut times = Vec::new();
         for n in 0..ONE_BY_ONE + 20 {
             let start = Instant::now();
@@ -441,6 +449,8 @@ impl Raw {
 
     async fn at_once(&self) -> Result<f64, Failed> {
         let mut answers = self.client.subscribe("raw.answers").await?;
+        // Tasks go by another connection: no answer is to come before the server knows who wants it.
+        self.client.flush().await?;
         let room = tokio::sync::Semaphore::new(AT_ONCE);
         let start = Instant::now();
         let publishing = items::iter(0..RAW_TASKS).map(Ok::<_, Failed>).try_for_each_concurrent(AT_ONCE, |n| {
