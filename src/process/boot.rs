@@ -228,7 +228,8 @@ pub fn let_an_exec_give_rights() {
 /// # Random numbers
 /// Every child is a copy of the process that ran `f`, its generators of random numbers included. One of the thread that `f` has used,
 /// or the keys of a `HashMap` that it has made, go on alike in all children. Seed a generator anew in each, or draw from the kernel.
-/// Without such an `f`, the keys differ in each child.
+/// The same holds for a `HashMap` that `main` makes before it calls [`run`](crate::run) or [`init`](crate::init). Otherwise the keys
+/// differ in each child.
 ///
 /// # Cost
 /// `f` runs with the environment, directory and rights of the first `preload`. It must leave no thread behind: forking

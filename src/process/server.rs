@@ -22,7 +22,7 @@
 //!    the connection over which that child was ordered, even if its user has changed.
 //! 3. A child never runs on with a descriptor of the server: `private` lists them all.
 //! 4. Its thread draws no keys for hashing, as those of all children would follow from them: it, and the encoding that it rehearses,
-//!    use no `HashMap`.
+//!    use no `HashMap`. What a preload, or `main` before it took this role, has drawn cannot be undone.
 //!
 //! # Death
 //! - Killed while it preloads, or before it is asked to serve: its starter notices that when it wants a child, and starts

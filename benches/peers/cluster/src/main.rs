@@ -432,10 +432,15 @@ impl Raw {
         Ok(Self { context, client, _host: host })
     }
 
-    async fn one_by_one(&self) -> Result<f64, Failed> {
-        let mut answers = self.client.subscribe("raw.answers").await?;
-        // Tasks go by another connection: no answer is to come before the server knows who wants it.
+    /// Tasks go by another connection: no answer is to come before the server knows who wants it.
+    async fn answers(&self) -> Result<async_nats::Subscriber, Failed> {
+        let answers = self.client.subscribe("raw.answers").await?;
         self.client.flush().await?;
+        Ok(answers)
+    }
+
+    async fn one_by_one(&self) -> Result<f64, Failed> {
+        let mut answers = self.answers().await?;
         let mut times = Vec::new();
         for n in 0..ONE_BY_ONE + 20 {
             let start = Instant::now();
@@ -448,9 +453,7 @@ impl Raw {
     }
 
     async fn at_once(&self) -> Result<f64, Failed> {
-        let mut answers = self.client.subscribe("raw.answers").await?;
-        // Tasks go by another connection: no answer is to come before the server knows who wants it.
-        self.client.flush().await?;
+        let mut answers = self.answers().await?;
         let room = tokio::sync::Semaphore::new(AT_ONCE);
         let start = Instant::now();
         let publishing = items::iter(0..RAW_TASKS).map(Ok::<_, Failed>).try_for_each_concurrent(AT_ONCE, |n| {
